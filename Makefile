@@ -1,0 +1,28 @@
+# make train: set up, make the mini corpus, train, test and export a Sumformer.
+# make test:  set up and run every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup
+
+.PHONY: train test lint clean
+
+train: $(SETUP)
+	$(BIN)/python train.py hparams/sumformer.yaml
+
+test: $(SETUP)
+	$(BIN)/python -m pytest --cov --cov-report=term --durations=15
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage* data results
+
+$(SETUP): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python %d.%d is too old: 3.10 or later is needed; make PYTHON=python3.x" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --quiet pip
+	$(BIN)/python -m pip install --quiet --editable '.[mini,dev]'
+	touch $@

@@ -1,0 +1,113 @@
+"""Reading audio of any format, rate and number of channels as mono at one rate."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio
+
+from speechbrain_summarymixing.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says: duration in seconds, rate in Hz, number of channels."""
+
+    seconds: float
+    sample_rate: int
+    channels: int
+
+
+def audio_info(path):
+    """Reads a file's header.
+
+    Arguments
+    ---------
+    path : str or Path
+        Audio of a format of libsndfile: wav, flac, mp3, ogg, NIST sphere, …
+
+    Returns
+    -------
+    AudioInfo
+
+    Raises
+    ------
+    UserError
+        If the file is missing, empty or no audio.
+    """
+    with _open(path) as file:
+        return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+
+
+def read_audio(path, sample_rate=16000):
+    """Reads a file as mono at a rate.
+
+    Arguments
+    ---------
+    path : str or Path
+        As in `audio_info`.
+    sample_rate : int
+        In Hz. Audio of another rate is resampled and channels are averaged; the log tells the
+        first file of each kind.
+
+    Returns
+    -------
+    torch.Tensor
+        (T,), float32.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, empty, cut short, no audio, or holds NaN or infinity.
+    """
+    with _open(path) as file:
+        frames, rate = file.frames, file.samplerate
+        try:
+            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True))  # (T, C)
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"{path}: cannot be decoded ({error}): replace the file") from error
+    if len(samples) < frames:
+        raise UserError(
+            f"{path}: cut short, {len(samples)} of the {frames} samples that its header promises: "
+            "replace the file"
+        )
+    if not samples.isfinite().all():
+        raise UserError(f"{path}: has NaN or infinite samples: replace the file")
+    if samples.size(1) > 1:
+        _say_once(f"audio of {samples.size(1)} channels is averaged to one", path)
+    waveform = samples.mean(dim=1)
+    if rate != sample_rate:
+        _say_once(f"audio at {rate} Hz is resampled to {sample_rate} Hz", path)
+        waveform = torchaudio.functional.resample(waveform, rate, sample_rate)
+    return waveform
+
+
+def _open(path):
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}: give the path of an audio file")
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path}: cannot be read as audio ({error.error_string}): "
+            "give wav, flac, mp3, ogg or sph, or convert it"
+        ) from error
+    if file.frames == 0:
+        file.close()
+        raise UserError(f"{path}: holds no sample: leave it out or replace it")
+    return file
+
+
+_said = set()
+
+
+def _say_once(what, path):
+    if what not in _said:
+        _said.add(what)
+        logger.info("%s; the first such file: %s", what, path)

@@ -1,0 +1,1 @@
+"""One module a corpus: ``prepare(...)`` makes CSV manifests of it."""

@@ -1,0 +1,75 @@
+"""LibriSpeech's layout: split/speaker/chapter/*.flac with a *.trans.txt in each chapter."""
+
+from pathlib import Path
+
+from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
+from speechbrain_summarymixing.errors import UserError
+
+
+def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
+    """Makes the manifests of splits, or takes those already made from the same files.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        Holds a folder for each split.
+    save_folder : str or Path
+        Where ``<split>.csv`` go.
+    splits : sequence of str
+        Such as "train-clean-100".
+    workers, progress
+        As in `manifest.probe`.
+
+    Returns
+    -------
+    dict
+        From each split to its manifest's path.
+
+    Raises
+    ------
+    UserError
+        If a split is missing, or audio and transcripts do not match.
+    """
+    data_folder = Path(data_folder).absolute()
+    manifests = {}
+    for split in splits:
+        folder = data_folder / split
+        if not folder.is_dir():
+            found = sorted(p.name for p in data_folder.glob("*/") if p.is_dir())
+            raise UserError(
+                f"{data_folder}: no split {split}; it holds {', '.join(found) or 'no folder'}: "
+                "give LibriSpeech's folder as --data_folder and its splits as --train_splits, "
+                "--valid_splits and --test_splits"
+            )
+        audio = {path.stem: path for path in folder.glob("*/*/*.flac")}
+        texts = sorted(folder.glob("*/*/*.trans.txt"))
+
+        def make(split=split, audio=audio, texts=texts):
+            rows = _matched(split, audio, _transcripts(texts))
+            return probe(rows, workers=workers, progress=progress, description=split)
+
+        manifests[split] = remade(
+            Path(save_folder) / f"{split}.csv", [*audio.values(), *texts], make
+        )
+    return manifests
+
+
+def _transcripts(files):
+    words = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            key, _, text = line.partition(" ")
+            words[key] = text.strip()
+    return words
+
+
+def _matched(split, audio, words):
+    """(ID, path, speaker, transcript) of each utterance."""
+    lone = [f"{key}: no transcript" for key in sorted(audio.keys() - words.keys())]
+    lone += [f"{key}: no audio" for key in sorted(words.keys() - audio.keys())]
+    if lone or not audio:
+        raise UserError(
+            listed(f"{split}: {len(audio)} audio files and {len(words)} transcripts", lone)
+            + "\nthe corpus is not whole: unpack it again"
+        )
+    return [(key, str(path), key.split("-")[0], words[key]) for key, path in audio.items()]

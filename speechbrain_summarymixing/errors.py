@@ -1,0 +1,13 @@
+"""The one exception that a user's input or settings can cause."""
+
+
+class UserError(Exception):
+    """Input or settings that cannot be used; the message tells the value, the rule and what to do.
+
+    Command-line entry points print it without a traceback and exit with status 1.
+    """
+
+
+def user_message(error):
+    """The text of a `UserError`, freed of the traceback that a loader's worker wraps it in."""
+    return str(error).rpartition(f"{UserError.__name__}: ")[2].strip()

@@ -1,0 +1,153 @@
+"""Export of a trained recogniser to a folder that SpeechBrain's interfaces load."""
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import resolve_references
+
+# What recognition needs of a training's hyperparameters, with what these refer to.
+KEPT = (
+    "sample_rate",
+    "compute_features",
+    "normalize",
+    "front_end",
+    "transformer",
+    "ctc_lin",
+    "seq_lin",
+    "scorer",
+    "test_search",
+    "model",
+)
+
+INTERFACE = """
+transformer_beam_search: True
+
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    compute_features: !ref <compute_features>
+    normalize: !ref <normalize>
+    front_end: !ref <front_end>
+
+modules:
+    encoder: !ref <encoder>
+    transformer: !ref <transformer>
+    decoder: !ref <test_search>
+
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: !ref <sample_rate>
+
+tokenizer: !new:sentencepiece.SentencePieceProcessor
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        model: !ref <model>
+        normalizer: !ref <normalize>
+        tokenizer: !ref <tokenizer>
+    custom_hooks:
+        model: !name:speechbrain_summarymixing.inference.export.load_strictly
+"""
+
+CARD = """# {name}
+
+A speech recogniser with {mixer}, trained by speechbrain-summarymixing
+(SummaryMixing: arXiv 2307.07421) on {sample_rate} Hz speech.
+
+    from speechbrain.inference.ASR import EncoderDecoderASR
+    model = EncoderDecoderASR.from_hparams(source="path/to/this/folder")
+    print(model.transcribe_file("speech.wav"))
+
+or `summarymixing transcribe path/to/this/folder speech.wav`.
+
+| | |
+|---|---|
+| trained on | {data} |
+| parameters | {parameters:,} |
+| training | {optimizer_steps} steps, {train_seconds:.0f} s on {device} ({threads} threads) |
+{wers}
+
+It knows the words and voices of its training data; on other speech expect more errors.
+"""
+
+
+def export(hparams, source, folder, results):
+    """Writes what is needed to use a trained model, and nothing of its training.
+
+    Arguments
+    ---------
+    hparams : namespace
+        With the trained ``model``, ``normalize`` and ``output_folder``.
+    source : tuple
+        The YAML file of the training and its overrides.
+    folder : Path
+        Made anew: hyperparams.yaml, model.ckpt, normalizer.ckpt, tokenizer.ckpt, README.md.
+    results : dict
+        As `training.experiment.test` returns them; they go into the model card.
+    """
+    new = folder.with_name(folder.name + ".new")
+    old = folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    (new / "hyperparams.yaml").write_text(inference_yaml(*source), encoding="utf-8")
+    state = {key: value.cpu() for key, value in hparams.model.state_dict().items()}
+    torch.save(state, new / "model.ckpt")
+    hparams.normalize._save(new / "normalizer.ckpt")
+    shutil.copy(Path(hparams.output_folder) / "tokenizer.model", new / "tokenizer.ckpt")
+    (new / "README.md").write_text(model_card(hparams, source, results), encoding="utf-8")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def inference_yaml(path, overrides):
+    """Cuts a training's YAML down to what recognition needs, all references resolved.
+
+    Arguments
+    ---------
+    path : str or Path
+        The training's YAML file.
+    overrides : dict
+        As `training.config.route_overrides` returns them.
+
+    Returns
+    -------
+    str
+    """
+    with open(path, encoding="utf-8") as file:
+        resolved = resolve_references(file, overrides)
+    yaml = ruamel.yaml.YAML()
+    tree = yaml.load(resolved)
+    for part in [v for v in tree.values() if isinstance(v, dict) and "transformer" in v]:
+        tree = {**part, **{k: v for k, v in tree.items() if v is not part}}
+    kept = ruamel.yaml.comments.CommentedMap((key, tree[key]) for key in KEPT)
+    text = io.StringIO()
+    yaml.dump(kept, text)
+    lines = [line for line in text.getvalue().splitlines() if line.strip() and line[0] != "#"]
+    return "\n".join(lines) + "\n" + INTERFACE
+
+
+def load_strictly(module, path):
+    """Loads a state dict; a missing or unknown key raises, where SpeechBrain only warns."""
+    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+
+
+def model_card(hparams, source, results):
+    """Returns the text of the exported folder's README.md."""
+    mixer = getattr(hparams.token_mixer, "func", hparams.token_mixer).__name__
+    wers = "\n".join(
+        f"| WER on {name} | {r['WER']:.2f}% (95% interval {r['WER_95'][0]:.2f} to "
+        f"{r['WER_95'][1]:.2f}, {r['utterances']} utterances) |"
+        for name, r in results["test"].items()
+    )
+    return CARD.format(
+        name=Path(source[0]).stem,
+        mixer=mixer,
+        sample_rate=hparams.sample_rate,
+        data=hparams.train_csv or f"the {hparams.corpus} corpus",
+        wers=wers,
+        **{k: v for k, v in results.items() if k != "test"},
+    )

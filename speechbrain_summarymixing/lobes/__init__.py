@@ -1,0 +1,1 @@
+"""SpeechBrain's encoders with an injected token mixer, exact under padding."""

@@ -1,0 +1,182 @@
+"""Encoder-decoder for speech recognition whose encoder mixes tokens by any injected module."""
+
+import torch
+from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from torch import nn
+
+from speechbrain_summarymixing.lobes.branchformer import NO_ATTENTION, MixerBranchformerEncoder
+from speechbrain_summarymixing.lobes.positions import AddSinePositions
+
+
+class SummaryMixingASR(TransformerASR):
+    """SpeechBrain's `TransformerASR` with an injected token mixer.
+
+    ``forward``, ``encode`` and ``decode`` are SpeechBrain's; the decoder keeps its attention.
+
+    Arguments
+    ---------
+    tgt_vocab : int
+        Number of output tokens.
+    input_size : int
+        Features of the encoder's input, after the front-end.
+    token_mixer : callable
+        Returns a new token mixer, `SummaryMixing` or any module with attention's call. A module
+        is refused, since every layer would share it.
+    d_model : int
+        Width D of encoder and decoder.
+    nhead : int
+        Heads of the decoder's attention.
+    num_encoder_layers, num_decoder_layers : int
+        Numbers of layers; without decoder layers only ``encode`` works.
+    d_ffn : int
+        Hidden width of the decoder's feed-forward layers.
+    dropout : float
+        Probability of zeroing an activation.
+    activation : callable
+        Of the decoder's feed-forward layers.
+    encoder_module : str
+        "branchformer".
+    branchformer_activation, gate_activation, csgu_linear_units, use_linear_after_conv
+        As in SpeechBrain's Branchformer.
+    kernel_size : int
+        Of the encoder's convolutions, in frames.
+    positional_encoding : str or None
+        "fixed_abs_sine" adds sine positions, of any length, to the encoder's input; None adds
+        none. Relative attention brings its own positions, and sine positions are then left out.
+    normalize_before : bool
+        Pre-norm decoder layers.
+    causal : bool
+        Must be False: a Branchformer has no causal form.
+    output_hidden_states : bool
+        ``encode`` and ``forward`` return the encoder's hidden states too.
+    layerdrop_prob : float
+        Probability of skipping an encoder layer in training.
+
+    Raises
+    ------
+    TypeError
+        If token_mixer is a module or cannot be called.
+    ValueError
+        If an option has no meaning here.
+
+    Reference: arXiv 2307.07421 (SummaryMixing), arXiv 2207.02971 (Branchformer).
+
+    Example
+    -------
+    >>> from functools import partial
+    >>> from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
+    >>> model = SummaryMixingASR(
+    ...     30, 40, token_mixer=partial(SummaryMixing, 16), d_model=16, nhead=2,
+    ...     num_encoder_layers=1, num_decoder_layers=1, d_ffn=32, csgu_linear_units=32,
+    ... )
+    >>> encoded, decoded = model(torch.rand(2, 25, 40), torch.ones(2, 5, dtype=torch.long))
+    >>> encoded.shape, decoded.shape
+    (torch.Size([2, 25, 16]), torch.Size([2, 5, 16]))
+    """
+
+    def __init__(
+        self,
+        tgt_vocab,
+        input_size,
+        *,
+        token_mixer,
+        d_model=512,
+        nhead=8,
+        num_encoder_layers=18,
+        num_decoder_layers=6,
+        d_ffn=2048,
+        dropout=0.1,
+        activation=nn.GELU,
+        encoder_module="branchformer",
+        branchformer_activation=nn.GELU,
+        gate_activation=nn.Identity,
+        csgu_linear_units=3072,
+        use_linear_after_conv=False,
+        kernel_size=31,
+        positional_encoding="fixed_abs_sine",
+        normalize_before=True,
+        causal=False,
+        output_hidden_states=False,
+        layerdrop_prob=0.0,
+    ):
+        _check_mixer(token_mixer)
+        if encoder_module != "branchformer":
+            raise ValueError(
+                f"encoder_module is {encoder_module!r}, but must be 'branchformer': "
+                "use SpeechBrain's TransformerASR for its other encoders"
+            )
+        if positional_encoding not in ("fixed_abs_sine", None):
+            raise ValueError(
+                f"positional_encoding is {positional_encoding!r}, but must be 'fixed_abs_sine' "
+                "or None (relative attention brings its own)"
+            )
+        if causal:
+            raise ValueError(
+                "causal is True, but a Branchformer has no causal form: set causal to False"
+            )
+        super().__init__(
+            tgt_vocab,
+            input_size,
+            d_model=d_model,
+            nhead=nhead,
+            num_encoder_layers=1,  # replaced below; SpeechBrain refuses 0 without a decoder
+            num_decoder_layers=num_decoder_layers,
+            d_ffn=d_ffn,
+            dropout=dropout,
+            activation=activation,
+            positional_encoding=None,
+            normalize_before=normalize_before,
+            encoder_module="branchformer",
+            attention_type=NO_ATTENTION,
+            csgu_linear_units=2,
+            kernel_size=1,
+            causal=False,
+            output_hidden_states=output_hidden_states,
+        )
+        self.positional_encoding_decoder = DecoderPositions(d_model)
+        self.encoder = MixerBranchformerEncoder(
+            num_encoder_layers,
+            d_model,
+            token_mixer,
+            output_hidden_states=output_hidden_states,
+            layerdrop_prob=layerdrop_prob,
+            kernel_size=kernel_size,
+            csgu_linear_units=csgu_linear_units,
+            activation=branchformer_activation,
+            gate_activation=gate_activation,
+            dropout=dropout,
+            use_linear_after_conv=use_linear_after_conv,
+        )
+        _xavier_outside_mixers(self.encoder)
+        if positional_encoding is not None and self.encoder.relative_positions is None:
+            # after custom_src_module SpeechBrain passes its output straight to the encoder
+            self.custom_src_module.append(AddSinePositions(d_model))
+
+
+class DecoderPositions(AddSinePositions):
+    """The positions alone, as SpeechBrain's decoder adds them itself."""
+
+    def forward(self, x):
+        """Returns the positions (1, T, D) of ``x`` (B, T, D)."""
+        return super().forward(torch.zeros_like(x[:1]))
+
+
+def _check_mixer(token_mixer):
+    if isinstance(token_mixer, nn.Module):
+        raise TypeError(
+            f"token_mixer is a {type(token_mixer).__name__} module, which all layers would share: "
+            "pass a callable that returns a new one (!name: in place of !new: in YAML)"
+        )
+    if not callable(token_mixer):
+        raise TypeError(
+            f"token_mixer is {token_mixer!r}, but must be a callable that returns a new module, "
+            "such as functools.partial(SummaryMixing, d_model)"
+        )
+
+
+def _xavier_outside_mixers(encoder):
+    """Initialises the layers as SpeechBrain does, and leaves the mixers their own values."""
+    mixers = {id(p) for layer in encoder.layers for p in layer.mha_layer.parameters()}
+    for parameter in encoder.parameters():
+        if parameter.dim() > 1 and id(parameter) not in mixers:
+            nn.init.xavier_normal_(parameter)

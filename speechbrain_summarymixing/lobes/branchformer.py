@@ -1,0 +1,202 @@
+"""Branchformer (arXiv 2207.02971) with an injected token mixer; with SummaryMixing: Sumformer.
+
+B is the batch, T the number of frames, D the model's width.
+"""
+
+import torch
+from speechbrain.lobes.models.convolution import ConvolutionalSpatialGatingUnit
+from speechbrain.lobes.models.transformer.Branchformer import (
+    BranchformerEncoder,
+    BranchformerEncoderLayer,
+    ConvolutionBranch,
+)
+from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL
+from torch import nn
+
+from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
+
+# With this name SpeechBrain's Branchformer builds no attention and asks for no positions.
+NO_ATTENTION = "RoPEMHA"
+
+
+class MaskedSpatialGatingUnit(ConvolutionalSpatialGatingUnit):
+    """SpeechBrain's spatial gating unit, whose convolution sees zeros in place of padding."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.conv.padding_mode = "constant"
+
+    def forward(self, x, key_padding_mask=None):
+        """Gates one half of ``x`` (B, T, 2C) by the other; ``key_padding_mask`` (B, T)."""
+        x1, x2 = x.chunk(2, dim=-1)
+        x2 = self.norm(x2)
+        if key_padding_mask is not None:
+            x2 = x2.masked_fill(key_padding_mask.unsqueeze(-1), 0.0)
+        x2 = self.conv(x2)
+        if self.use_linear_after_conv:
+            x2 = self.linear(x2)
+        return self.dropout(self.activation(x2) * x1)
+
+
+class MaskedConvolutionBranch(ConvolutionBranch):
+    """SpeechBrain's convolution branch around a `MaskedSpatialGatingUnit`."""
+
+    def __init__(
+        self,
+        input_size,
+        linear_units=3072,
+        kernel_size=31,
+        activation=nn.GELU,
+        gate_activation=nn.Identity,
+        dropout=0.0,
+        use_linear_after_conv=False,
+    ):
+        super().__init__(input_size, linear_units, kernel_size, activation)
+        self.csgu = MaskedSpatialGatingUnit(
+            input_size=linear_units,
+            kernel_size=kernel_size,
+            dropout=dropout,
+            use_linear_after_conv=use_linear_after_conv,
+            activation=gate_activation,
+        )
+
+    def forward(self, x, key_padding_mask=None):
+        """Returns (B, T, D) of ``x`` (B, T, D); ``key_padding_mask`` (B, T): True is padding."""
+        x = self.activation(self.pre_channel_proj(x))
+        return self.post_channel_proj(self.csgu(x, key_padding_mask))
+
+
+class MixerBranchformerLayer(BranchformerEncoderLayer):
+    """Branchformer layer around any token mixer.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D.
+    token_mixer : torch.nn.Module
+        Called as SpeechBrain's attention: ``(query, key, value, attn_mask=, key_padding_mask=,
+        pos_embs=) -> (output, weights)``.
+    kernel_size : int
+        Of the convolution branch, in frames.
+    csgu_linear_units : int
+        Hidden width of the convolution branch.
+    activation, gate_activation : callable
+        Return an activation module.
+    dropout : float
+        Probability of zeroing an activation.
+    use_linear_after_conv : bool
+        A linear layer after the gate's convolution.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        token_mixer,
+        kernel_size=31,
+        csgu_linear_units=3072,
+        activation=nn.GELU,
+        gate_activation=nn.Identity,
+        dropout=0.0,
+        use_linear_after_conv=False,
+    ):
+        branch = dict(
+            kernel_size=kernel_size,
+            activation=activation,
+            gate_activation=gate_activation,
+            dropout=dropout,
+            use_linear_after_conv=use_linear_after_conv,
+        )
+        super().__init__(
+            d_model, 1, csgu_linear_units=csgu_linear_units, attention_type=NO_ATTENTION, **branch
+        )
+        self.convolution_branch = MaskedConvolutionBranch(
+            d_model, linear_units=csgu_linear_units, **branch
+        )
+        self.mha_layer = token_mixer
+        if isinstance(token_mixer, SummaryMixing):
+            # merge of the SummaryMixing paper: an MLP of [summary width, D] (arXiv 2307.07421)
+            hidden = token_mixer.summary_dims[-1]
+            self.merge_proj = nn.Sequential(
+                nn.Linear(2 * d_model, hidden),
+                activation(),
+                nn.Linear(hidden, d_model),
+                activation(),
+            )
+
+    def forward(self, x, src_mask=None, src_key_padding_mask=None, pos_embs=None):
+        """Returns ((B, T, D), weights) of ``x`` (B, T, D); masks as `SummaryMixing.forward`."""
+        mixed = self.norm_mhsa(x)
+        mixed, weights = self.mha_layer(
+            mixed,
+            mixed,
+            mixed,
+            attn_mask=src_mask,
+            key_padding_mask=src_key_padding_mask,
+            pos_embs=pos_embs,
+        )
+        local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask)
+        merged = self.merge_proj(torch.cat([self.dropout(mixed), self.dropout(local)], dim=-1))
+        return x + self.dropout(merged), weights
+
+
+class MixerBranchformerEncoder(BranchformerEncoder):
+    """Branchformer encoder whose layers each get a new token mixer.
+
+    Arguments
+    ---------
+    num_layers : int
+        Number of layers.
+    d_model : int
+        Width D.
+    make_mixer : callable
+        Returns a new token mixer at each call.
+    output_hidden_states : bool
+        Return the hidden states too.
+    layerdrop_prob : float
+        Probability of skipping a layer in training.
+    **layer_options
+        To `MixerBranchformerLayer`.
+
+    Example
+    -------
+    >>> encoder = MixerBranchformerEncoder(2, 16, lambda: SummaryMixing(16), csgu_linear_units=32)
+    >>> encoder(torch.rand(3, 20, 16))[0].shape
+    torch.Size([3, 20, 16])
+    """
+
+    def __init__(
+        self,
+        num_layers,
+        d_model,
+        make_mixer,
+        output_hidden_states=False,
+        layerdrop_prob=0.0,
+        **layer_options,
+    ):
+        super().__init__(
+            0,
+            d_model,
+            1,
+            attention_type=NO_ATTENTION,
+            output_hidden_states=output_hidden_states,
+            layerdrop_prob=layerdrop_prob,
+        )
+        self.layers = nn.ModuleList(
+            MixerBranchformerLayer(d_model, make_mixer(), **layer_options)
+            for _ in range(num_layers)
+        )
+        relative = any(isinstance(layer.mha_layer, RelPosMHAXL) for layer in self.layers)
+        self.relative_positions = RelPosEncXL(d_model) if relative else None
+
+    def forward(
+        self,
+        src,
+        src_mask=None,
+        src_key_padding_mask=None,
+        pos_embs=None,
+        dynchunktrain_config=None,
+    ):
+        """As SpeechBrain's, with relative positions made here when the mixer needs them."""
+        if pos_embs is None and self.relative_positions is not None:
+            pos_embs = self.relative_positions(src)
+        return super().forward(src, src_mask, src_key_padding_mask, pos_embs, dynchunktrain_config)

@@ -1,0 +1,1 @@
+"""Token mixers, from torch alone."""

@@ -1,0 +1,76 @@
+"""Block-diagonal linear layer: one weight for each head."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class GroupedLinear(nn.Module):
+    """Projects each of H equal groups of features by a weight of its own.
+
+    Works on features split by head, (H, N, features / H), so that layers chain without copies:
+    `split_heads` makes that a view, `join_heads` undoes it.
+
+    Arguments
+    ---------
+    in_features, out_features : int
+        Widths over all heads.
+    heads : int
+        Number of groups H.
+    parts : sequence of int or None
+        Widths, over all heads, of layers that share this input and are computed as one product:
+        each head's output is their concatenation, and each is initialised as if alone. Their sum
+        is out_features; None is a single part.
+
+    Raises
+    ------
+    ValueError
+        If heads does not divide a width.
+
+    Reference: multi-head SummaryMixing, arXiv 2307.07421.
+
+    Example
+    -------
+    >>> layer = GroupedLinear(8, 12, heads=4)
+    >>> join_heads(layer(split_heads(torch.rand(5, 8), 4))).shape
+    torch.Size([5, 12])
+    """
+
+    def __init__(self, in_features, out_features, heads=1, parts=None):
+        super().__init__()
+        self.parts = tuple(parts or (out_features,))
+        for width in (in_features, *self.parts):
+            if width % heads != 0:
+                raise ValueError(
+                    f"width {width} is not divisible by {heads} heads: every layer's width must be"
+                )
+        self.heads = heads
+        self.weights = nn.Parameter(torch.empty(heads, in_features // heads, out_features // heads))
+        self.biases = nn.Parameter(torch.zeros(heads, out_features // heads))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Xavier-normal weights with the fans of one head, zero biases."""
+        fan_in = self.weights.size(1)
+        with torch.no_grad():
+            widths = [width // self.heads for width in self.parts]
+            for weight, fan_out in zip(self.weights.split(widths, dim=2), widths):
+                weight.normal_(0.0, math.sqrt(2.0 / (fan_in + fan_out)))
+            self.biases.zero_()
+
+    def forward(self, x):
+        """Returns (H, N, out_features / H) of ``x`` (H, N, in_features / H)."""
+        if self.heads == 1:  # the bias fused into the product
+            return torch.addmm(self.biases[0], x[0], self.weights[0]).unsqueeze(0)
+        return torch.baddbmm(self.biases.unsqueeze(1), x, self.weights)
+
+
+def split_heads(x, heads):
+    """Views features (N, D) as (H, N, D / H)."""
+    return x.view(x.size(0), heads, -1).transpose(0, 1)
+
+
+def join_heads(x):
+    """Features (N, D) of (H, N, D / H); a copy where H > 1."""
+    return x.transpose(0, 1).reshape(x.size(1), -1)

@@ -1,0 +1,86 @@
+"""The equations as plain loops: the oracle of the tests, nothing else (arXiv 2307.07421)."""
+
+import math
+
+import torch
+
+
+def summary_mixing(cell, x, key_padding_mask=None, attn_mask=None):
+    """SummaryMixing, frame by frame.
+
+    Arguments
+    ---------
+    cell : SummaryMixing
+        Its weights are read, its code is not used.
+    x : torch.Tensor
+        (B, T, D).
+    key_padding_mask : torch.Tensor or None
+        (B, T), True on padding.
+    attn_mask : torch.Tensor or None
+        (T, T) or (B, T, T), bool (True blocks) or float (-inf blocks).
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T, d_out).
+    """
+    batch, frames, _ = x.shape
+    outputs = []
+    for b in range(batch):
+        valid = [t for t in range(frames) if key_padding_mask is None or not key_padding_mask[b, t]]
+        summaries = {t: transform(cell, x[b, t], "summary") for t in valid}
+        for t in range(frames):
+            if t not in valid:
+                outputs.append(torch.zeros(cell.d_out, dtype=x.dtype))
+                continue
+            seen = [j for j in valid if not blocked(attn_mask, b, t, j)]
+            total = torch.zeros(cell.summary_dims[-1], dtype=x.dtype)
+            for j in seen:
+                total = total + summaries[j]
+            s_bar = layer_norm(cell.summary_norm, total / max(1, len(seen)))
+            if not cell.local_dims:
+                outputs.append(s_bar)
+                continue
+            f = layer_norm(cell.local_norm, transform(cell, x[b, t], "local"))
+            outputs.append(gelu(cell.combiner.weight @ torch.cat([f, s_bar]) + cell.combiner.bias))
+    return torch.stack(outputs).view(batch, frames, cell.d_out)
+
+
+def transform(cell, frame, branch):
+    """f (branch "local") or s (branch "summary") of one frame (D,), head by head."""
+    dims = cell.local_dims if branch == "local" else cell.summary_dims
+    local_width = cell.local_dims[0] // cell.nhead if cell.local_dims else 0
+    columns = slice(0, local_width) if branch == "local" else slice(local_width, None)
+    layers = [(cell.first.weights[..., columns], cell.first.biases[..., columns])]
+    later = cell.local_layers if branch == "local" else cell.summary_layers
+    layers += [(layer.weights, layer.biases) for layer in later]
+    assert len(layers) == len(dims)
+    for weights, biases in layers:
+        width = frame.numel() // cell.nhead
+        heads = [
+            frame[h * width : (h + 1) * width] @ weights[h] + biases[h] for h in range(cell.nhead)
+        ]
+        frame = gelu(torch.cat(heads))
+    return frame
+
+
+def blocked(attn_mask, b, t, j):
+    """Whether frame t may not see frame j."""
+    if attn_mask is None:
+        return False
+    entry = attn_mask[t, j] if attn_mask.dim() == 2 else attn_mask[b, t, j]
+    return bool(entry) if attn_mask.dtype == torch.bool else entry.item() == -math.inf
+
+
+def gelu(x):
+    """x Phi(x), with the exact normal distribution."""
+    return 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0)))
+
+
+def layer_norm(norm, x):
+    """LayerNorm of a vector; the identity where the cell has none."""
+    if isinstance(norm, torch.nn.Identity):
+        return x
+    centred = x - x.sum() / x.numel()
+    variance = (centred * centred).sum() / x.numel()
+    return centred / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias

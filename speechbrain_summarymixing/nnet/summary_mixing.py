@@ -1,0 +1,318 @@
+"""SummaryMixing (arXiv 2307.07421): self-attention replaced by a mean.
+
+B is the batch, T the number of frames, N = B T, H the number of heads, D the input's width, L and S
+the widths of the last layers of f (local) and s (summary).
+"""
+
+import torch
+from torch import nn
+
+from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
+from speechbrain_summarymixing.nnet.summaries import masked_mean, windowed_mean
+
+
+class SummaryMixing(nn.Module):
+    """Mixes frames through the mean of their transforms, in O(T).
+
+        s_bar = mean over valid frames of s(x_t)
+        h_t = c([f(x_t) ; s_bar])
+
+    Every layer of f, s and c is linear, then the activation. The first layers of f and s are one
+    matrix product, and c's product splits in W_f f(x_t) + (W_s s_bar + b), whose second term is one
+    vector for each utterance: nothing is repeated over time or concatenated.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D of the input.
+    nhead : int
+        Heads H: f and s are block-diagonal with H blocks, c stays dense.
+    local_dims, summary_dims : sequence of int or None
+        Widths of the layers of f and of s; None is (D, D), or (D,) with shared_projection.
+    d_out : int or None
+        Width of the output; None is D.
+    activation : callable
+        Returns the activation module.
+    dropout : float
+        Probability of zeroing an input of c, in training.
+    layer_norm : bool
+        LayerNorm on f(x_t) and on s_bar before c.
+    local_branch : bool
+        False: no f and no c, h_t = s_bar ("lite"); needs summary_dims[-1] == d_out.
+    shared_projection : bool
+        f and s are the two halves of one layer ("fast"); one head.
+    decay : None
+        Reserved for the decayed mean.
+
+    Raises
+    ------
+    ValueError
+        If a width, the dropout or a combination of options cannot be.
+
+    Reference: Parcollet et al., arXiv 2307.07421, sections 2 and 3.
+
+    Example
+    -------
+    >>> mixer = SummaryMixing(16, nhead=4)
+    >>> output, weights = mixer(torch.rand(2, 50, 16))
+    >>> output.shape, weights
+    (torch.Size([2, 50, 16]), None)
+    """
+
+    supports_window = False
+
+    def __init__(
+        self,
+        d_model,
+        *,
+        nhead=1,
+        local_dims=None,
+        summary_dims=None,
+        d_out=None,
+        activation=nn.GELU,
+        dropout=0.1,
+        layer_norm=True,
+        local_branch=True,
+        shared_projection=False,
+        decay=None,
+    ):
+        super().__init__()
+        if decay is not None:
+            raise ValueError(
+                f"decay is {decay}, but only the uniform mean is there yet: leave decay at None"
+            )
+        default = (d_model,) if shared_projection else (d_model, d_model)
+        self.d_model = d_model
+        self.d_out = d_model if d_out is None else d_out
+        self.nhead = nhead
+        self.local_dims = _widths("local_dims", local_dims, default) if local_branch else ()
+        self.summary_dims = _widths("summary_dims", summary_dims, default)
+        self._check(local_dims, local_branch, shared_projection, dropout)
+
+        parts = [dims[0] for dims in (self.local_dims, self.summary_dims) if dims]
+        self.first = GroupedLinear(d_model, sum(parts), nhead, parts)
+        self.local_layers = _later_layers(self.local_dims, nhead)
+        self.summary_layers = _later_layers(self.summary_dims, nhead)
+        self.activation = activation()
+        width = self.summary_dims[-1]
+        self.summary_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+        if local_branch:
+            self.local_norm = nn.LayerNorm(self.local_dims[-1]) if layer_norm else nn.Identity()
+            self.dropout = nn.Dropout(dropout)
+            self.combiner = nn.Linear(self.local_dims[-1] + width, self.d_out)
+            nn.init.xavier_normal_(self.combiner.weight)
+            nn.init.zeros_(self.combiner.bias)
+
+    def _check(self, local_dims, local_branch, shared_projection, dropout):
+        if self.nhead < 1:
+            raise ValueError(f"nhead is {self.nhead}, but must be 1 or more")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is {dropout}, but must be at least 0 and below 1")
+        if not local_branch:
+            if local_dims is not None or shared_projection:
+                raise ValueError(
+                    "local_branch is False, so there is no f: leave local_dims at None and "
+                    "shared_projection at False"
+                )
+            if self.summary_dims[-1] != self.d_out:
+                raise ValueError(
+                    f"without a local branch the output is the summary, but summary_dims[-1] is "
+                    f"{self.summary_dims[-1]} and d_out is {self.d_out}: make them equal"
+                )
+        if shared_projection and (
+            self.nhead != 1 or len(self.local_dims) != 1 or self.local_dims != self.summary_dims
+        ):
+            raise ValueError(
+                f"shared_projection takes one head and one layer of equal width for f and s, but "
+                f"nhead is {self.nhead}, local_dims {self.local_dims} and summary_dims "
+                f"{self.summary_dims}: set both to the same (width,)"
+            )
+
+    def forward(
+        self,
+        query,
+        key=None,
+        value=None,
+        attn_mask=None,
+        key_padding_mask=None,
+        pos_embs=None,
+        window=None,
+    ):
+        """Mixes a sequence with itself; the call is that of SpeechBrain's attention.
+
+        Arguments
+        ---------
+        query : torch.Tensor
+            (B, T, D).
+        key, value : torch.Tensor or None
+            None or the query: the mixer has one input.
+        attn_mask : torch.Tensor or None
+            (T, T) or (B, T, T): bool, True where frame j is blocked for frame i, or float, where 0
+            allows and -inf blocks. It costs O(T²), as in attention.
+        key_padding_mask : torch.Tensor or None
+            (B, T), bool, True on padding. What stands there has no influence; its output is zero.
+        pos_embs : torch.Tensor or None
+            Not used: attention's relative positions have no meaning for a mean.
+        window : None
+            Reserved for windows without a mask.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T, d_out).
+        weights : None
+            In the place of attention's weights.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit or key or value is another tensor.
+        """
+        self._check_input(query, key, value, attn_mask, key_padding_mask, window)
+        batch, frames, _ = query.shape
+        padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(-1)
+        x = query if padding is None else query.masked_fill(padding, 0.0)
+
+        hidden = self.activation(self.first(split_heads(x.reshape(batch * frames, -1), self.nhead)))
+        split = self.local_dims[0] // self.nhead if self.local_dims else 0  # hidden is [f ; s]
+        summary = hidden[..., split:]
+        for layer in self.summary_layers:
+            summary = self.activation(layer(summary))
+        summary = join_heads(summary).view(batch, frames, -1)
+        if attn_mask is None:
+            summary = masked_mean(summary, key_padding_mask).unsqueeze(1)  # (B, 1, S)
+        else:
+            summary = windowed_mean(summary, attn_mask, key_padding_mask)  # (B, T, S)
+        summary = self.summary_norm(summary)
+
+        if self.local_dims:
+            local = hidden[..., :split]
+            for layer in self.local_layers:
+                local = self.activation(layer(local))
+            local = self.local_norm(join_heads(local)).view(batch, frames, -1)
+            output = self._combine(local, summary)
+        else:
+            output = summary.expand(batch, frames, self.d_out)
+        return (output if padding is None else output.masked_fill(padding, 0.0)), None
+
+    def _combine(self, local, summary):
+        """c([local ; summary]) of (B, T, L) and (B, 1 or T, S), without the concatenation."""
+        weight_local, weight_summary = self.combiner.weight.split(
+            [self.local_dims[-1], self.summary_dims[-1]], dim=1
+        )
+        shared = nn.functional.linear(self.dropout(summary), weight_summary, self.combiner.bias)
+        return self.activation(nn.functional.linear(self.dropout(local), weight_local).add_(shared))
+
+    def _check_input(self, query, key, value, attn_mask, key_padding_mask, window):
+        if query.dim() != 3 or query.size(2) != self.d_model:
+            raise ValueError(
+                f"query has shape {tuple(query.shape)}, but must be (batch, time, {self.d_model})"
+            )
+        for name, other in (("key", key), ("value", value)):
+            if other is not None and other is not query:
+                raise ValueError(
+                    f"{name} is another tensor than query, but SummaryMixing mixes one sequence "
+                    "with itself: pass the same tensor or None, and keep attention where a "
+                    "decoder looks at its encoder"
+                )
+        batch, frames, _ = query.shape
+        if key_padding_mask is not None and key_padding_mask.shape != (batch, frames):
+            raise ValueError(
+                f"key_padding_mask has shape {tuple(key_padding_mask.shape)}, but must be "
+                f"(batch, time), here {(batch, frames)}"
+            )
+        if attn_mask is not None and attn_mask.shape not in (
+            (frames, frames),
+            (batch, frames, frames),
+        ):
+            raise ValueError(
+                f"attn_mask has shape {tuple(attn_mask.shape)}, but must be {(frames, frames)} or "
+                f"{(batch, frames, frames)}: one mask for all heads"
+            )
+        if window is not None:
+            raise ValueError("window is not there yet: pass an attn_mask instead")
+
+
+def _widths(name, dims, default):
+    dims = tuple(default if dims is None else dims)
+    if not dims or any(width < 1 for width in dims):
+        raise ValueError(f"{name} is {dims}, but must be one or more widths of at least 1")
+    return dims
+
+
+def _later_layers(dims, nhead):
+    return nn.ModuleList(
+        GroupedLinear(width, following, nhead) for width, following in zip(dims, dims[1:])
+    )
+
+
+def load_published_state_dict(cell, state_dict):
+    """Loads weights with the key names of the published checkpoints into a cell.
+
+    Arguments
+    ---------
+    cell : SummaryMixing
+        Built with the widths, heads and norms of the checkpoint.
+    state_dict : dict
+        Tensors of one cell: ``local_proj.*``, ``summary_proj.*``, ``summary_local_merging.*``, or
+        ``global_proj.*`` for the fast form, and ``local_norm.*``, ``summary_norm.*`` where the
+        checkpoint has them.
+
+    Raises
+    ------
+    ValueError
+        If keys are missing or left over, or a shape does not fit; the cell is then unchanged.
+    """
+    left = dict(state_dict)
+
+    def take(*names):
+        for name in names:
+            if name in left:
+                return left.pop(name)
+        raise ValueError(
+            f"{names[0]} is not in the state dict, which holds {', '.join(state_dict)}: "
+            "build the cell with the checkpoint's form, widths and norms"
+        )
+
+    def take_layer(prefix, index):
+        """Weights (H, in / H, out / H) and biases (H, out / H) of a layer of f or s."""
+        name = f"{prefix}.linear" if index == 0 else f"{prefix}.linear_{index - 1}"
+        if cell.nhead > 1:
+            return take(f"{name}.weights"), take(f"{name}.biases")
+        return take(f"{name}.w.weight").T.unsqueeze(0), take(f"{name}.w.bias").unsqueeze(0)
+
+    loaded = {}
+    shared = bool(cell.local_dims) and len(cell.local_dims) == len(cell.summary_dims) == 1
+    if shared and any(name.startswith("global_proj") for name in left):
+        firsts = [take_layer("global_proj", 0)]
+    else:
+        branches = [("local_proj", cell.local_dims), ("summary_proj", cell.summary_dims)]
+        firsts = [take_layer(prefix, 0) for prefix, dims in branches if dims]
+        for branch, (prefix, dims) in zip(("local_layers", "summary_layers"), branches):
+            for index in range(1, len(dims)):
+                weights, biases = take_layer(prefix, index)
+                loaded[f"{branch}.{index - 1}.weights"] = weights
+                loaded[f"{branch}.{index - 1}.biases"] = biases
+    loaded["first.weights"] = torch.cat([weights for weights, _ in firsts], dim=-1)
+    loaded["first.biases"] = torch.cat([biases for _, biases in firsts], dim=-1)
+    if cell.local_dims:
+        for kind in ("weight", "bias"):
+            loaded[f"combiner.{kind}"] = take(f"summary_local_merging.linear.w.{kind}")
+    for norm in ("local_norm", "summary_norm"):
+        if isinstance(getattr(cell, norm, None), nn.LayerNorm):
+            for kind in ("weight", "bias"):
+                loaded[f"{norm}.{kind}"] = take(f"{norm}.{kind}", f"{norm}.norm.{kind}")
+
+    expected = cell.state_dict()
+    wrong = [
+        f"{name} is {tuple(value.shape)}, but this cell's is {tuple(expected[name].shape)}"
+        for name, value in loaded.items()
+        if value.shape != expected[name].shape
+    ]
+    if wrong or left:
+        extra = [f"{', '.join(left)} left over"] if left else []
+        raise ValueError(
+            f"the state dict does not fit this cell: {'; '.join(wrong + extra)}: "
+            "build the cell with the checkpoint's form, widths and norms"
+        )
+    cell.load_state_dict(loaded)

@@ -1,0 +1,1 @@
+"""Brain classes, data pipeline and the life of an experiment."""

@@ -1,0 +1,351 @@
+"""The life of a speech recognition experiment, step by step; `run` is the whole of it."""
+
+import errno
+import functools
+import json
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
+from speechbrain.utils.train_logger import TensorboardLogger
+
+from speechbrain_summarymixing.corpora import an4, librispeech, mini
+from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
+from speechbrain_summarymixing.errors import UserError, user_message
+from speechbrain_summarymixing.inference.export import export
+from speechbrain_summarymixing.training import data, metrics
+from speechbrain_summarymixing.training.asr import ASR
+from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
+from speechbrain_summarymixing.training.run_guard import check_output_folder
+
+logger = logging.getLogger(__name__)
+
+# From a corpus to its preparation and the splits it trains, validates and tests on.
+CORPORA = {
+    "mini": (mini.prepare, ["train"], ["dev"], ["test"]),
+    "an4": (an4.prepare, ["train"], ["valid"], ["test"]),
+    "librispeech": (
+        librispeech.prepare,
+        ["train-clean-100", "train-clean-360", "train-other-500"],
+        ["dev-clean"],
+        ["test-clean", "test-other"],
+    ),
+}
+
+# What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
+FREE_SETTINGS = {
+    "number_of_epochs",
+    "num_workers",
+    "ckpt_interval_minutes",
+    "nonfinite_patience",
+    "valid_batch_size",
+    "test_batch_size",
+    "test_beam_size",
+    "ctc_weight_decode",
+    "temperature",
+    "max_decode_ratio",
+    "averaged_checkpoints",
+    "test_csv",
+    "test_splits",
+    "tensorboard",
+}
+
+
+def run(argv):
+    """Trains, tests and exports a recogniser, as a YAML file and options say.
+
+    Arguments
+    ---------
+    argv : list of str
+        A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
+    """
+    with errors_reported():
+        hparams, run_opts, source = start(argv)
+        train, valid, tests = manifests(hparams)
+        tokenizer = spelling(hparams, train, {**valid, **tests})
+        brain = ASR(
+            modules=hparams["modules"],
+            opt_class=hparams["optimizer"],
+            hparams=hparams,
+            run_opts=run_opts,
+            checkpointer=hparams["checkpointer"],
+        )
+        brain.tokenizer = tokenizer
+        brain.train_loggers = train_loggers(hparams)
+        fit(brain, hparams, train, valid)
+        results = test(brain, hparams, tests)
+        if if_main_process():
+            export(brain.hparams, source, Path(hparams["output_folder"]) / "pretrained", results)
+
+
+@contextmanager
+def errors_reported():
+    """Prints a `UserError`, or a full disk, without a traceback and exits with status 1."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {user_message(error)}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(
+            f"error: no space left to write {error.filename or 'the output folder'}: free some "
+            "and run the same command again; it goes on from the newest checkpoint"
+        )
+
+
+def start(argv):
+    """Reads the command line and makes the output folder.
+
+    Arguments
+    ---------
+    argv : list of str
+        As in `run`.
+
+    Returns
+    -------
+    tuple
+        Hyperparameters (dict), SpeechBrain's run options, and the YAML file with its overrides.
+
+    Raises
+    ------
+    UserError
+        If an option is unknown, or the output folder holds a run with other settings.
+    """
+    path, run_opts, overrides = sb.parse_arguments(argv)
+    routed = route_overrides(path, overrides)
+    ddp_init_group(run_opts)
+    hparams = load_hyperparams(path, overrides)
+    if run_opts["ckpt_interval_steps"] > 0:
+        hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of the two
+    folder = Path(hparams["output_folder"])
+    check_output_folder(
+        folder,
+        settings(hparams),
+        free=FREE_SETTINGS,
+        overwrite_hint="delete it to start anew",
+    )
+    sb.create_experiment_directory(folder, hyperparams_to_save=path, overrides=routed)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    return hparams, run_opts, (path, routed)
+
+
+def settings(hparams):
+    """The plain values among hyperparameters, and the mixer, by which two runs are compared."""
+
+    def plain(value):
+        if isinstance(value, functools.partial):
+            return {value.func.__qualname__: {k: plain(v) for k, v in value.keywords.items()}}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value if isinstance(value, (str, int, float, bool, type(None))) else None
+
+    chosen = {k: v for k, v in hparams.items() if k == "token_mixer" or plain(v) is not None}
+    return {k: plain(v) for k, v in chosen.items() if not callable(v) or k == "token_mixer"}
+
+
+def manifests(hparams):
+    """Prepares the corpus, or reads the CSV files, that the hyperparameters name.
+
+    Arguments
+    ---------
+    hparams : dict
+
+    Returns
+    -------
+    tuple of dict
+        Training, validation and test sets: from a set's name to its list of utterances.
+
+    Raises
+    ------
+    UserError
+        If the corpus is unknown, or only some of the three CSV files are given.
+    """
+    csvs = [hparams[f"{part}_csv"] for part in ("train", "valid", "test")]
+    root = hparams["data_folder"]
+    if any(csvs):
+        if not all(csvs):
+            raise UserError(
+                f"--train_csv, --valid_csv and --test_csv are {', '.join(map(str, csvs))}: "
+                "give all three, or none and a --corpus"
+            )
+        return tuple(
+            {Path(csv).stem: read_manifest(csv, data_root=root) for csv in names(value)}
+            for value in csvs
+        )
+    corpus = hparams["corpus"]
+    if corpus not in CORPORA:
+        raise UserError(
+            f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
+            "for another corpus give --train_csv, --valid_csv and --test_csv"
+        )
+    prepare, *defaults = CORPORA[corpus]
+    splits = [
+        names(hparams[f"{part}_splits"]) or default
+        for part, default in zip(("train", "valid", "test"), defaults)
+    ]
+    options = {"train": hparams["mini_train_utterances"]} if corpus == "mini" else {}
+    every = list(dict.fromkeys(name for part in splits for name in part))
+    paths = run_on_main(
+        prepare, args=[root, hparams["manifest_folder"]], kwargs={"splits": every, **options}
+    )
+    return tuple({name: read_manifest(paths[name]) for name in part} for part in splits)
+
+
+def names(value):
+    """Returns a list of names from a list or from text such as "dev-clean,dev-other"."""
+    if value is None:
+        return []
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return [str(part).strip() for part in parts if str(part).strip()]
+
+
+def spelling(hparams, train, others):
+    """Checks all manifests in one report, and trains the tokenizer on the training text.
+
+    Arguments
+    ---------
+    hparams : dict
+    train, others : dict
+        From a set's name to its list of utterances.
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+
+    Raises
+    ------
+    UserError
+        If utterances cannot be used, or vocab_size does not fit the text.
+    """
+    texts = [utterance.wrd for rows in train.values() for utterance in rows]
+    warnings = check_manifests(
+        {**train, **others},
+        min_seconds=hparams["min_seconds"],
+        max_seconds=hparams["max_seconds"],
+        spell=data.unspellable(texts),
+        training_splits=tuple(train),
+    )
+    for warning in warnings:
+        logger.warning(warning)
+    path = Path(hparams["output_folder"]) / "tokenizer.model"
+    options = {"vocab_size": hparams["vocab_size"], "token_type": hparams["token_type"]}
+    run_on_main(data.train_tokenizer, args=[texts, path], kwargs=options)
+    return data.train_tokenizer(texts, path, **options)
+
+
+def train_loggers(hparams):
+    """Returns SpeechBrain's text logger and, where hparams["tensorboard"], TensorBoard's.
+
+    Raises
+    ------
+    UserError
+        If TensorBoard is asked for and not installed.
+    """
+    if not hparams["tensorboard"]:
+        return [hparams["train_logger"]]
+    try:
+        tensorboard = TensorboardLogger(save_dir=f"{hparams['output_folder']}/tensorboard")
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard True needs TensorBoard, which is not installed: "
+            'pip install "speechbrain-summarymixing[tensorboard]"'
+        ) from error
+    return [hparams["train_logger"], tensorboard]
+
+
+def fit(brain, hparams, train, valid):
+    """Trains, or goes on training, on the sets ``train``, and validates on ``valid``."""
+    dataset = make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
+    options = data.train_loader_options(
+        dataset,
+        batch_seconds=hparams["batch_seconds"],
+        max_batch_size=hparams["max_batch_size"],
+        num_buckets=hparams["num_buckets"],
+        seed=hparams["seed"],
+        num_workers=hparams["num_workers"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        dataset,
+        make_dataset(brain, hparams, valid),
+        train_loader_kwargs=options,
+        valid_loader_kwargs=eval_options(hparams, "valid"),
+    )
+
+
+def make_dataset(brain, hparams, sets, augment=None):
+    """Makes one dataset of some sets of utterances, the shortest first."""
+    utterances = [utterance for rows in sets.values() for utterance in rows]
+    return data.make_dataset(
+        sorted(utterances, key=lambda u: u.duration),
+        brain.tokenizer,
+        sample_rate=hparams["sample_rate"],
+        whole_samples=hparams["compute_features"].samples,
+        augment=augment,
+    )
+
+
+def eval_options(hparams, part):
+    """Loader options for "valid" or "test"."""
+    return data.eval_loader_options(
+        batch_size=hparams[f"{part}_batch_size"], num_workers=hparams["num_workers"]
+    )
+
+
+def test(brain, hparams, tests):
+    """Decodes the test sets; writes ``wer_<set>.txt`` and ``results.json``.
+
+    Arguments
+    ---------
+    brain : ASR
+    hparams : dict
+    tests : dict
+        From a set's name to its list of utterances.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds: WER in percent of each set, its 95% bootstrap interval and
+        by utterance length; number of parameters; seconds of training.
+    """
+    folder = Path(hparams["output_folder"])
+    results = {"test": {}}
+    for name, rows in tests.items():
+        brain.evaluate(
+            make_dataset(brain, hparams, {name: rows}),
+            test_loader_kwargs=eval_options(hparams, "test"),
+        )
+        scores = brain.wer_stats.scores
+        results["test"][name] = {
+            "WER": metrics.word_error_rate(scores),
+            "WER_95": metrics.bootstrap_interval(scores),
+            "WER_by_seconds": metrics.word_error_rate_by_length(
+                scores, {row.ID: row.duration for row in rows}
+            ),
+            "utterances": len(scores),
+        }
+        if if_main_process():
+            with open(folder / f"wer_{name}.txt", "w", encoding="utf-8") as file:
+                brain.wer_stats.write_stats(file)
+            logger.info("%s: WER %.2f%%", name, results["test"][name]["WER"])
+    results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())
+    results["train_seconds"] = round(brain.train_seconds, 1)
+    results["optimizer_steps"] = brain.optimizer_step
+    results["threads"] = torch.get_num_threads()
+    results["device"] = brain.device
+    if if_main_process():
+        write_json(folder / "results.json", results)
+    return results
+
+
+def write_json(path, content):
+    """Writes JSON so that a kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,64 @@
+"""Word error rates with what is needed to judge them: intervals and lengths."""
+
+import numpy
+
+LENGTH_BOUNDS = (2.0, 3.0, 4.0, 6.0)  # seconds
+
+
+def word_error_rate(scores):
+    """Word error rate in percent of SpeechBrain's per-utterance scores.
+
+    Arguments
+    ---------
+    scores : list of dict
+        ``ErrorRateStats.scores``, with num_edits and num_ref_tokens.
+    """
+    words = sum(score["num_ref_tokens"] for score in scores)
+    return 100.0 * sum(score["num_edits"] for score in scores) / words if words else float("nan")
+
+
+def bootstrap_interval(scores, *, resamples=2000, seed=0):
+    """95% bootstrap interval of the word error rate, over utterances.
+
+    Arguments
+    ---------
+    scores : list of dict
+        As in `word_error_rate`.
+    resamples, seed : int
+
+    Returns
+    -------
+    list of float
+        The 2.5th and 97.5th percentiles, in percent.
+    """
+    counts = numpy.array([(s["num_edits"], s["num_ref_tokens"]) for s in scores], dtype=float)
+    picks = numpy.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
+    edits, words = counts[picks].sum(axis=1).T
+    return [float(x) for x in numpy.percentile(100.0 * edits / words, (2.5, 97.5))]
+
+
+def word_error_rate_by_length(scores, seconds, bounds=LENGTH_BOUNDS):
+    """Word error rate of utterances of like duration.
+
+    Arguments
+    ---------
+    scores : list of dict
+        As in `word_error_rate`, with key: the utterance's ID.
+    seconds : dict
+        Duration of each ID.
+    bounds : sequence of float
+        Between the classes, in seconds.
+
+    Returns
+    -------
+    dict
+        From the class, such as "2-3 s", to its utterances and WER; empty classes are left out.
+    """
+    edges = [0.0, *bounds, float("inf")]
+    classes = {}
+    for low, high in zip(edges, edges[1:]):
+        inside = [s for s in scores if low <= seconds[s["key"]] < high]
+        if inside:
+            name = f"{low:g}-{high:g} s" if high < float("inf") else f">= {low:g} s"
+            classes[name] = {"utterances": len(inside), "WER": word_error_rate(inside)}
+    return classes

@@ -1,0 +1,97 @@
+"""One output folder holds one run: the same settings at every start."""
+
+import json
+import os
+from pathlib import Path
+
+from speechbrain.utils.distributed import if_main_process
+
+from speechbrain_summarymixing.errors import UserError
+
+SETTINGS_FILE = "settings.json"
+
+
+def check_output_folder(output_folder, settings, *, free=(), overwrite_hint):
+    """Makes sure that a folder is new or holds a run with the same settings, and stores them.
+
+    Arguments
+    ---------
+    output_folder : str or Path
+        Made if it does not exist.
+    settings : dict
+        Plain values, as JSON has them; a path counts as its text.
+    free : iterable of str
+        Keys that may differ when a run is resumed; the latest values are stored.
+    overwrite_hint : str
+        What else to do than to take another folder, as in "delete it to start anew".
+
+    Raises
+    ------
+    UserError
+        If the folder holds a run with other settings, or cannot be made, read or written.
+    TypeError
+        If a setting is no plain value.
+    """
+    file = Path(output_folder) / SETTINGS_FILE
+    new = json.loads(_text(settings))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if old is not None:
+            _compare(old, new, set(free), output_folder, overwrite_hint)
+        if old != new and if_main_process():
+            _write(file, _text(new))
+    except ValueError as error:
+        raise UserError(
+            f"{file}: these are not the settings of a run ({error}): take another "
+            f"--output_folder, or {overwrite_hint}"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{output_folder}: cannot be used as the output folder ({error.strerror}): take "
+            "another --output_folder"
+        ) from error
+
+
+def _compare(old, new, free, output_folder, overwrite_hint):
+    if not isinstance(old, dict):
+        raise ValueError("not a JSON object")
+    differing = [
+        f"  {key}: {_shown(old, key)} there, {_shown(new, key)} now"
+        for key in sorted((old.keys() | new.keys()) - free)
+        if key not in old or key not in new or not _equal(old[key], new[key])
+    ]
+    if differing:
+        raise UserError(
+            f"{output_folder}: holds a run with other settings:\n"
+            + "\n".join(differing)
+            + f"\nTake another --output_folder, or {overwrite_hint}."
+        )
+
+
+def _equal(a, b):
+    return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # NaN
+
+
+def _shown(settings, key):
+    text = json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _text(settings):
+    return json.dumps(settings, indent=2, sort_keys=True, default=_plain) + "\n"
+
+
+def _plain(value):
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"a setting is {value!r}: settings must be plain values, as JSON has them")
+
+
+def _write(file, text):
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(new, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(new, file)

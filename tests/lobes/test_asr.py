@@ -1,0 +1,175 @@
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+from speechbrain.lobes.models.transformer.TransformerASR import EncoderWrapper
+from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
+from speechbrain_summarymixing.lobes.positions import AddSinePositions
+from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
+
+D = 16
+MIXERS = {
+    "summary": partial(SummaryMixing, D),
+    "heads": partial(SummaryMixing, D, nhead=4),
+    "lite": partial(SummaryMixing, D, local_branch=False),
+    "fast": partial(SummaryMixing, D, shared_projection=True),
+    "regular attention": partial(MultiheadAttention, nhead=4, d_model=D),
+    "relative attention": partial(RelPosMHAXL, num_heads=4, embed_dim=D),
+}
+every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+
+
+def model(mixer=MIXERS["summary"], **options):
+    torch.manual_seed(0)
+    options = {
+        "d_model": D,
+        "nhead": 2,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 1,
+        "d_ffn": 32,
+        "csgu_linear_units": 24,
+        "kernel_size": 5,
+        **options,
+    }
+    return SummaryMixingASR(30, 12, token_mixer=mixer, **options).eval()
+
+
+@every_mixer
+@settings(max_examples=12, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_encoder_output_is_the_same_alone_and_in_any_batch(mixer, lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    net, longest = model(mixer), max(lengths)
+    batch = torch.randn(len(lengths), longest, 12, generator=generator)
+    together = net.encode(batch, torch.tensor([n / longest for n in lengths]))
+    for row, n in enumerate(lengths):
+        alone = net.encode(batch[row : row + 1, :n], torch.ones(1))
+        assert (together[row, :n] - alone[0]).abs().max() < 1e-4
+
+
+@every_mixer
+def test_forward_encode_and_decode_agree(mixer):
+    net, src, tgt = model(mixer), torch.randn(3, 20, 12), torch.randint(1, 30, (3, 6))
+    lengths = torch.tensor([1.0, 0.5, 0.75])
+    encoded, decoded = net(src, tgt, lengths)
+    torch.testing.assert_close(net.encode(src, lengths), encoded)
+    torch.testing.assert_close(EncoderWrapper(net)(src, lengths), encoded)
+    prediction, _ = net.decode(tgt, encoded, torch.round(lengths * 20).int())
+    torch.testing.assert_close(prediction, decoded)
+
+
+@every_mixer
+def test_every_parameter_learns(mixer):
+    net = model(mixer).train()
+    encoded, decoded = net(torch.randn(2, 9, 12), torch.randint(1, 30, (2, 4)), torch.ones(2))
+    (encoded.square().mean() + decoded.square().mean()).backward()
+    silent = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # a decoder without padding has keys' biases that softmax cancels
+    assert [n for n in silent if n.startswith("encoder.")] == []
+
+
+def test_ten_minutes_encode_beyond_the_first_table():
+    net = model()
+    frames = 10 * 60 * 25
+    with torch.no_grad():
+        assert net.encode(torch.randn(1, frames, 12)).isfinite().all()
+
+
+def test_grown_positions_equal_a_table_that_was_long_at_once():
+    add = AddSinePositions(8, initial_frames=3)
+    zeros = torch.zeros(1, 50, 8)
+    torch.testing.assert_close(add(zeros), PositionalEncoding(8, 50)(zeros))
+    assert add.state_dict() == {}
+
+
+def test_layers_have_mixers_of_their_own_and_keep_their_initialisation():
+    drawn = []
+
+    def make():
+        drawn.append(SummaryMixing(D))
+        return drawn[-1]
+
+    torch.manual_seed(1)
+    before = []
+    make_and_note = lambda: before.append(make().state_dict()) or drawn[-1]  # noqa: E731
+    states = []
+
+    def make_noted():
+        mixer = make_and_note()
+        states.append({k: v.clone() for k, v in mixer.state_dict().items()})
+        return mixer
+
+    net = model(make_noted)
+    mixers = [layer.mha_layer for layer in net.encoder.layers]
+    assert len({id(mixer) for mixer in mixers}) == 2
+    for mixer, state in zip(mixers, states):
+        for name, value in mixer.state_dict().items():
+            assert torch.equal(value, state[name]), name
+
+
+def test_merge_is_an_mlp_for_summary_mixing_and_linear_for_attention():
+    hidden = 24
+    net = model(partial(SummaryMixing, D, summary_dims=(D, hidden), local_dims=(D, hidden)))
+    first, second = (m for m in net.encoder.layers[0].merge_proj if hasattr(m, "weight"))
+    assert (first.in_features, first.out_features, second.out_features) == (2 * D, hidden, D)
+    net = model(MIXERS["regular attention"])
+    assert isinstance(net.encoder.layers[0].merge_proj, torch.nn.Linear)
+
+
+def test_sine_positions_only_where_the_mixer_brings_none():
+    def has_sine(net):
+        return any(isinstance(m, AddSinePositions) for m in net.custom_src_module.layers)
+
+    assert has_sine(model())
+    assert not has_sine(model(positional_encoding=None))
+    assert not has_sine(model(MIXERS["relative attention"]))
+
+
+def test_hidden_states_and_layer_drop():
+    net = model(output_hidden_states=True)
+    encoded, hidden = net.encode(torch.randn(1, 7, 12))
+    assert len(hidden) == 3 and encoded.shape == (1, 7, D)
+    dropped = model(layerdrop_prob=0.999999).train()
+    dropped(torch.randn(1, 7, 12), torch.ones(1, 2, dtype=torch.long))[0].sum().backward()
+    assert all(p.grad is None for p in dropped.encoder.layers.parameters())
+
+
+def test_without_a_decoder_only_encode_works():
+    net = model(num_decoder_layers=0)
+    assert net.encode(torch.randn(1, 7, 12)).shape == (1, 7, D)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"mixer": SummaryMixing(D)}, TypeError, "SummaryMixing module, which all layers"),
+        ({"mixer": "SummaryMixing"}, TypeError, "'SummaryMixing', but must be a callable"),
+        ({"encoder_module": "rnn"}, ValueError, "'rnn', but must be"),
+        ({"positional_encoding": "learnt"}, ValueError, "'learnt', but must be"),
+        ({"causal": True}, ValueError, "no causal form"),
+    ],
+)
+def test_wrong_options_raise(options, error, message):
+    with pytest.raises(error, match=message):
+        model(**options)
+
+
+@every_mixer
+def test_no_tensor_is_made_on_the_wrong_device(mixer):
+    if mixer.func is RelPosMHAXL:
+        pytest.skip("SpeechBrain's relative positions are made on the CPU under FakeTensorMode")
+    with FakeTensorMode(), torch.device("cuda"):
+        net = SummaryMixingASR(
+            30, 12, token_mixer=mixer, d_model=D, nhead=2, num_encoder_layers=1,
+            num_decoder_layers=1, d_ffn=32, csgu_linear_units=24, kernel_size=5,
+        )  # fmt: skip
+        src = torch.randn(2, 3000, 12)
+        tgt = torch.ones(2, 4, dtype=torch.long)
+        encoded, decoded = net(src, tgt, torch.ones(2))
+    assert encoded.device.type == decoded.device.type == "cuda"

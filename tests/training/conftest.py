@@ -1,0 +1,78 @@
+"""A recogniser small enough to train in seconds, and something for it to hear."""
+
+import csv
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[2]
+
+WORDS = "ALARM BED CALL DOWN EIGHT FIVE HAPPY LIGHT MUSIC NINE OFF PLAY SET STOP UP YES".split()
+
+SMALL = {
+    "d_model": 16,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "d_ffn": 16,
+    "csgu_linear_units": 16,
+    "nhead": 2,
+    "kernel_size": 3,
+    "n_mels": 20,
+    "front_end_channels": "(4, 4)",
+    "front_end_output": 20,
+    "vocab_size": 30,
+    "batch_seconds": 4,
+    "num_buckets": 2,
+    "test_beam_size": 2,
+    "number_of_epochs": 2,
+    "averaged_checkpoints": 2,
+}
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["ID", "duration", "wav", "spk_id", "wrd"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def noises(tmp_path_factory):
+    """A folder of train.csv, valid.csv and test.csv, whose utterances are noise with words."""
+    folder = tmp_path_factory.mktemp("noises")
+    random = numpy.random.default_rng(0)
+    for split, count in (("train", 24), ("valid", 5), ("test", 6)):
+        rows = []
+        for index in range(count):
+            wav = folder / f"{split}-{index}.flac"
+            seconds = float(random.uniform(0.3, 1.5))
+            soundfile.write(wav, random.normal(0, 0.1, int(16000 * seconds)), 16000)
+            words = " ".join(random.choice(WORDS, size=random.integers(1, 4)))
+            rows.append(
+                {
+                    "ID": wav.stem,
+                    "duration": soundfile.info(wav).duration,
+                    "wav": wav,
+                    "spk_id": f"{split}{index % 3}",
+                    "wrd": words,
+                }
+            )
+        write_csv(folder / f"{split}.csv", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(noises):
+    """A function that returns the arguments of ``run`` for a small recogniser of the noises."""
+
+    def arguments(output_folder, yaml="hparams/sumformer.yaml", **options):
+        csvs = {f"{split}_csv": noises / f"{split}.csv" for split in ("train", "valid", "test")}
+        options = {**SMALL, **csvs, "output_folder": output_folder, **options}
+        listed = [str(ROOT / yaml), "--noprogressbar", "--device=cpu"]
+        for key, value in options.items():
+            listed += [f"--{key}"] if value is True else [f"--{key}={value}"]
+        return listed
+
+    return arguments

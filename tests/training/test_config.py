@@ -1,0 +1,52 @@
+import pytest
+
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
+
+PART = """
+lr: 0.1
+width: 4
+optimizer: !name:torch.optim.SGD
+    lr: !ref <lr>
+sizes: [!ref <width>, !ref <passed>]
+"""
+SYSTEM = """
+width: 8
+folder: results/x
+common: !include:parts/part.yaml
+    passed: 3
+    width: !ref <width>
+"""
+
+
+@pytest.fixture
+def system(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "part.yaml").write_text(PART)
+    path = tmp_path / "system.yaml"
+    path.write_text(SYSTEM)
+    return path
+
+
+def test_parts_are_flattened_and_take_what_the_system_passes(system):
+    hparams = load_hyperparams(system)
+    assert (hparams["lr"], hparams["width"], hparams["sizes"]) == (0.1, 8, [8, 3])
+
+
+def test_options_reach_the_file_that_defines_them(system):
+    hparams = load_hyperparams(system, "lr: 1e-3\nwidth: 16\npassed: 5")
+    assert hparams["optimizer"].keywords == {"lr": 1e-3}
+    assert hparams["sizes"] == [16, 5]
+    assert route_overrides(system, {"lr": 1, "folder": "y"}) == {"common": {"lr": 1}, "folder": "y"}
+
+
+def test_unknown_options_are_all_named_with_their_neighbours(system):
+    with pytest.raises(UserError) as error:
+        load_hyperparams(system, "withd: 3\nzzz: 1")
+    assert "--withd" in str(error.value) and "did you mean --width?" in str(error.value)
+    assert "--zzz" in str(error.value) and "see the keys of" in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="absent.yaml.*No such file.*give the path"):
+        load_hyperparams(tmp_path / "absent.yaml")

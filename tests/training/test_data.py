@@ -1,0 +1,82 @@
+import pytest
+import soundfile
+import torch
+
+from speechbrain_summarymixing.corpora.manifest import Utterance
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.training.data import (
+    make_dataset,
+    train_loader_options,
+    train_tokenizer,
+    unspellable,
+)
+
+TEXTS = ["TURN ON THE LIGHT", "CALL MY SISTER", "SEVEN THIRTY", "DON'T STOP"] * 3
+
+
+def test_tokenizer_has_its_special_tokens_and_is_trained_once(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    tokenizer = train_tokenizer(TEXTS, path, vocab_size=40)
+    assert tokenizer.vocab_size() == 40
+    assert (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id()) == (0, 1, 2)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    made = path.stat().st_mtime_ns
+    train_tokenizer(TEXTS, path, vocab_size=40)
+    assert path.stat().st_mtime_ns == made
+    assert train_tokenizer(TEXTS, path, vocab_size=35).vocab_size() == 35
+
+
+@pytest.mark.parametrize("vocab_size", [5, 5000])
+def test_vocabulary_that_does_not_fit_the_text_is_an_error(tmp_path, vocab_size):
+    with pytest.raises(UserError, match=f"vocab_size is {vocab_size}.*change --vocab_size"):
+        train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=vocab_size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unspellable_names_the_characters():
+    reason = unspellable(TEXTS)
+    assert reason("CALL SEVEN") is None
+    assert reason("CALL 7 ÉTOILES") == "characters not in the training text: 7 É"
+
+
+@pytest.fixture
+def utterances(tmp_path):
+    rows = []
+    for index in range(20):
+        path = tmp_path / f"{index}.wav"
+        seconds = 0.2 + 0.1 * index
+        soundfile.write(path, torch.zeros(int(16000 * seconds)).numpy() + 0.01, 16000)
+        rows.append(Utterance(f"u{index}", seconds, str(path), "s", TEXTS[index % 4]))
+    return rows
+
+
+def dataset(utterances, tmp_path, **options):
+    tokenizer = train_tokenizer(TEXTS, tmp_path / "t" / "tokenizer.model", vocab_size=40)
+    return make_dataset(utterances, tokenizer, sample_rate=16000, whole_samples=640, **options)
+
+
+def test_dataset_pads_to_whole_frames_and_spells(utterances, tmp_path):
+    item = dataset(utterances, tmp_path)[3]
+    assert len(item["sig"]) == 8320  # 0.5 s are 8000 samples
+    assert item["tokens_bos"].tolist() == [1, *item["tokens"].tolist()]
+    assert item["tokens_eos"].tolist() == [*item["tokens"].tolist(), 2]
+
+
+def test_augmentation_gets_a_batch_of_one(utterances, tmp_path):
+    half = dataset(utterances, tmp_path, augment=lambda wav: wav[:, ::2])
+    assert len(half[3]["sig"]) == 4480
+
+
+def test_random_batches_hold_each_utterance_once_and_respect_their_limits(utterances, tmp_path):
+    data = dataset(utterances, tmp_path)
+    options = train_loader_options(
+        data, batch_seconds=4.0, max_batch_size=5, num_buckets=3, seed=1, num_workers=0
+    )
+    sampler = options["batch_sampler"]
+    batches = list(sampler)
+    assert sorted(i for batch in batches for i in batch) == list(range(20))
+    assert all(len(batch) <= 5 for batch in batches)
+    for batch in batches:
+        longest = max(utterances[i].duration for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= 4.0 + 1e-9

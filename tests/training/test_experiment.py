@@ -1,0 +1,238 @@
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.ASR import EncoderDecoderASR
+
+from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
+from speechbrain_summarymixing.training import asr, curves, experiment
+
+
+@pytest.fixture
+def train(command, tmp_path):
+    """Runs a small training in a folder of its own and returns the folder."""
+
+    def run(**options):
+        experiment.run(command(tmp_path / "out", **options))
+        return tmp_path / "out"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(command, tmp_path_factory):
+    """The output folder of a finished small training."""
+    folder = tmp_path_factory.mktemp("trained") / "out"
+    experiment.run(command(folder))
+    return folder
+
+
+def manifest(folder, split="test"):
+    with open(folder / f"{split}.csv", newline="") as file:
+        return {row["ID"]: row for row in csv.DictReader(file)}
+
+
+def hypotheses(folder, name="test"):
+    """From each ID to the words of the test pass, out of its alignment file."""
+    words = {}
+    for block in (folder / f"wer_{name}.txt").read_text().split("=" * 80):
+        lines = block.strip().splitlines()
+        if lines and ", %WER" in lines[0]:
+            key = lines[0].split(",")[0]
+            hypothesis = lines[3] if len(lines) > 3 else ""
+            words[key] = [
+                w.strip() for w in hypothesis.split(";") if w.strip() not in ("", "<eps>")
+            ]
+    return words
+
+
+def test_a_run_leaves_everything_it_promises(trained, noises):
+    results = json.loads((trained / "results.json").read_text())
+    assert set(results["test"]) == {"test"}
+    test = results["test"]["test"]
+    low, high = test["WER_95"]
+    assert low <= test["WER"] <= high and test["utterances"] == 6
+    assert sum(c["utterances"] for c in test["WER_by_seconds"].values()) == 6
+    assert results["parameters"] > 1000 and results["train_seconds"] > 0
+    history = curves.read(trained)
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert results["optimizer_steps"] == int(history[-1]["steps"])
+    for name in ("curves.png", "wer_test.txt", "train_log.txt", "log.txt", "hyperparams.yaml"):
+        assert (trained / name).stat().st_size > 0, name
+    assert sorted(p.name for p in (trained / "pretrained").iterdir()) == [
+        "README.md", "hyperparams.yaml", "model.ckpt", "normalizer.ckpt", "tokenizer.ckpt",
+    ]  # fmt: skip
+
+
+def test_speechbrain_loads_the_export_and_says_the_words_of_the_test_pass(trained, noises):
+    model = EncoderDecoderASR.from_hparams(source=str(trained / "pretrained"))
+    said = hypotheses(trained)
+    rows = manifest(noises)
+    assert set(said) == set(rows)
+    for key, row in rows.items():
+        assert model.transcribe_file(row["wav"]).split() == said[key]
+    together = transcribe(load_model(trained / "pretrained"), [r["wav"] for r in rows.values()])
+    assert [t.text.split() for t in together] == [said[key] for key in rows]
+
+
+def test_a_wrong_weight_file_is_refused(trained, tmp_path):
+    folder = tmp_path / "pretrained"
+    shutil.copytree(trained / "pretrained", folder)
+    state = torch.load(folder / "model.ckpt")
+    state["0.unknown"] = state.pop(next(iter(state)))
+    torch.save(state, folder / "model.ckpt")
+    with pytest.raises(RuntimeError, match="0.unknown"):
+        EncoderDecoderASR.from_hparams(source=str(folder))
+
+
+def test_test_only_gives_the_same_again(trained, command, capsys):
+    before = json.loads((trained / "results.json").read_text())["test"]
+    (trained / "results.json").unlink()
+    experiment.run([*command(trained), "--test_only"])
+    assert json.loads((trained / "results.json").read_text())["test"] == before
+
+
+def test_test_only_without_training_says_so(train):
+    with pytest.raises(SystemExit, match="nothing to test: train first"):
+        train(test_only=True)
+
+
+def test_other_settings_in_the_same_folder_are_refused(trained, command):
+    with pytest.raises(SystemExit) as error:
+        experiment.run(command(trained, lr=0.5, dropout=0.3))
+    assert re.search(r"lr.*0\.002.*0\.5", str(error.value))
+    assert "dropout" in str(error.value)
+
+
+def test_unknown_option_and_missing_csv(train, tmp_path):
+    with pytest.raises(SystemExit, match="--learning_rate: no such option"):
+        train(learning_rate=1)
+    with pytest.raises(SystemExit, match="give all three"):
+        train(valid_csv="null")
+    with pytest.raises(SystemExit, match="absent.csv"):
+        train(valid_csv=tmp_path / "absent.csv")
+    with pytest.raises(SystemExit, match="--corpus is timit, but must be one of"):
+        train(corpus="timit", train_csv="null", valid_csv="null", test_csv="null")
+
+
+def changed_manifest(noises, path, change):
+    """A copy of train.csv whose rows went through ``change``."""
+    with open(noises / "train.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    change(rows)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_one_report_names_every_bad_utterance_before_training(train, noises, tmp_path):
+    def spoil(rows):
+        rows[0]["wav"] = str(tmp_path / "gone.flac")
+        rows[1]["duration"] = "0.0"
+        rows[2]["wrd"] = ""
+        rows[3]["ID"] = rows[4]["ID"]
+
+    def foreign(rows):
+        rows[5]["wrd"] = "ÉTÉ"
+
+    path = changed_manifest(noises, tmp_path / "train.csv", spoil)
+    valid = changed_manifest(noises, tmp_path / "valid.csv", foreign)
+    with pytest.raises(SystemExit) as error:
+        train(train_csv=path, valid_csv=valid)
+    for expected in ("gone.flac", "train-1", "train-2", "train-4", "É"):
+        assert expected in str(error.value), expected
+    assert not list((tmp_path / "out").glob("save/*"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_turns_out_corrupt_is_named(train, noises, tmp_path, num_workers):
+    def spoil(rows):
+        bad = tmp_path / "corrupt.flac"
+        bad.write_bytes(open(rows[7]["wav"], "rb").read()[:200])
+        rows[7]["wav"] = str(bad)
+
+    path = changed_manifest(noises, tmp_path / "train.csv", spoil)
+    with pytest.raises(SystemExit) as error:
+        train(train_csv=path, num_workers=num_workers)
+    assert "corrupt.flac" in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
+    seen = {}
+    original = asr.ASR.compute_objectives
+
+    def poisoned(self, predictions, batch, stage):
+        loss = original(self, predictions, batch, stage)
+        if self.optimizer_step == 2:
+            seen.update(ids=batch.id, brain=self)
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(asr.ASR, "compute_objectives", poisoned)
+    with pytest.raises(SystemExit) as error:
+        train()
+    assert all(key in str(error.value) for key in seen["ids"])
+    assert "the loss is nan" in str(error.value)
+    assert all(p.isfinite().all() for p in seen["brain"].hparams.model.parameters())
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch, trained):
+    original = asr.ASR.fit_batch
+
+    def interrupted(self, batch):
+        if self.optimizer_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(asr.ASR, "fit_batch", interrupted)
+    with pytest.raises(SystemExit, match="after optimiser step 4.*The same command goes on"):
+        train()
+    monkeypatch.setattr(asr.ASR, "fit_batch", original)
+    folder = train()
+    steps = [row["steps"] for row in curves.read(folder)]
+    assert steps == [row["steps"] for row in curves.read(trained)]
+
+
+def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
+    original = experiment.export
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.ckpt")
+
+    monkeypatch.setattr(experiment, "export", full)
+    with pytest.raises(SystemExit, match="no space left to write model.ckpt"):
+        train()
+    monkeypatch.setattr(experiment, "export", original)
+    folder = train()
+    assert (folder / "pretrained" / "model.ckpt").is_file()
+
+
+def test_other_rates_and_channels_are_converted(train, noises, tmp_path, caplog):
+    def convert(rows):
+        wav, _ = soundfile.read(rows[0]["wav"])
+        rows[0]["wav"] = str(tmp_path / "stereo.wav")
+        soundfile.write(rows[0]["wav"], torch.tensor(wav).repeat(2, 1).T.numpy(), 8000)
+        rows[0]["duration"] = str(len(wav) / 8000)
+
+    train(train_csv=changed_manifest(noises, tmp_path / "train.csv", convert), number_of_epochs=1)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("8000 Hz") == 1 and log.count("2 channels") == 1
+
+
+def test_speechbrain_run_options(train):
+    folder = train(precision="bf16", grad_accumulation_factor=2, debug=True)
+    assert (folder / "pretrained").is_dir()
+
+
+def test_the_attention_baseline_trains_from_its_own_file(train):
+    folder = train(yaml="hparams/branchformer_attention.yaml")
+    assert "RelPosMHAXL" in (folder / "pretrained" / "README.md").read_text()

@@ -1,0 +1,67 @@
+"""One output folder, one run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.training.run_guard import check_output_folder
+
+SETTINGS = {"lr": 0.001, "dims": (4, 4), "data": Path("corpus"), "epochs": 3, "nan": float("nan")}
+
+
+def check(folder, settings, free=("epochs",)):
+    check_output_folder(folder, settings, free=free, overwrite_hint="delete it to start anew")
+
+
+def test_the_same_settings_pass_again(tmp_path):
+    folder = tmp_path / "new" / "run"
+    check(folder, SETTINGS)
+    stored = (folder / "settings.json").read_text()
+    check(folder, {**SETTINGS, "dims": [4, 4], "data": "corpus"})
+    assert (folder / "settings.json").read_text() == stored
+    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+def test_other_settings_are_listed_with_both_values(tmp_path):
+    check(tmp_path, SETTINGS)
+    changed = {key: value for key, value in SETTINGS.items() if key != "data"}
+    with pytest.raises(UserError) as caught:
+        check(tmp_path, {**changed, "lr": 0.1, "new": "ü" * 200})
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "lr: 0.001 there, 0.1 now" in message
+    assert 'data: "corpus" there, not set now' in message
+    assert "new: not set there" in message and "…" in message
+    assert "dims" not in message and "nan" not in message
+    assert "another --output_folder, or delete it to start anew" in message
+    assert json.loads((tmp_path / "settings.json").read_text())["lr"] == 0.001
+
+
+def test_free_settings_may_differ_and_the_latest_are_stored(tmp_path):
+    check(tmp_path, SETTINGS)
+    check(tmp_path, {**SETTINGS, "epochs": 5})
+    assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 5
+    with pytest.raises(UserError, match="epochs: 5 there, 3 now"):
+        check(tmp_path, SETTINGS, free=())
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"lr"'])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match="settings.json: these are not the settings of a run"):
+        check(tmp_path, SETTINGS)
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    file = tmp_path / "run"
+    file.touch()
+    with pytest.raises(UserError, match="run: cannot be used as the output folder"):
+        check(file, SETTINGS)
+
+
+def test_settings_are_plain_values(tmp_path):
+    with pytest.raises(TypeError, match="plain values"):
+        check(tmp_path, {"activation": print})
+    assert list(tmp_path.iterdir()) == []
