@@ -1,4 +1,3 @@
-
 import pytest
 
 from speechbrain_summarymixing import cli

@@ -1,8 +1,9 @@
 """Speech of the mini corpus: one process speaks one chunk of utterances into FLAC files.
 
-espeak-ng carries its noise generator's state from one utterance to the next and cannot reset it,
-so only a fresh process for each chunk of a fixed size repeats exactly. Started by `mini.build`:
-it reads a JSON list of utterances from its standard input, and imports no torch.
+espeak-ng seeds its breath and whisper by the clock unless told otherwise, and carries its echo from
+one utterance to the next. So each utterance is given a seed, and each chunk, of a fixed size, a
+fresh process: that repeats exactly. Started by `mini.build`: it reads a JSON list of utterances
+from its standard input, and imports no torch.
 """
 
 import ctypes
@@ -42,13 +43,14 @@ class Espeak:
             self._samples.append(numpy.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    def speak(self, text, *, accent, variant, rate, pitch, pitch_range):
+    def speak(self, text, *, accent, variant, rate, pitch, pitch_range, seed):
         """Returns float samples (T,) at ``sample_rate``."""
         voice = f"{accent}+{variant}"
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice}")
         for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self._samples = []
         utf8 = text.lower().encode()
         self._library.espeak_Synth(utf8, len(utf8) + 1, 0, 1, 0, 1, None, None)
@@ -77,6 +79,7 @@ def utter(espeak, utterance):
         "variant": utterance["variant"],
         "pitch": random.integers(30, 71),
         "pitch_range": random.integers(30, 71),
+        "seed": int(random.integers(1, 2**31)),
     }
     rate = random.uniform(140, 200)
     before, after = random.uniform(0.05, 0.3, size=2)

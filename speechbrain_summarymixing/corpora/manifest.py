@@ -252,7 +252,7 @@ def check_manifests(
         raise UserError(
             "the manifests cannot be used:\n"
             + "\n".join(report)
-            + "\nmend these lines or leave them out (--min_seconds and --max_seconds set the limits)"
+            + "\nmend these lines or leave them out; --min_seconds and --max_seconds set the limits"
         )
     return _shared_speakers(manifests, training_splits)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import ruamel.yaml
 import torch
-from hyperpyyaml import resolve_references
 
 # What recognition needs of a training's hyperparameters, with what these refer to.
 KEPT = (
@@ -52,8 +51,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 CARD = """# {name}
 
-A speech recogniser with {mixer}, trained by speechbrain-summarymixing
-(SummaryMixing: arXiv 2307.07421) on {sample_rate} Hz speech.
+Trained by speechbrain-summarymixing (SummaryMixing: arXiv 2307.07421) on {sample_rate} Hz speech.
 
     from speechbrain.inference.ASR import EncoderDecoderASR
     model = EncoderDecoderASR.from_hparams(source="path/to/this/folder")
@@ -72,61 +70,59 @@ It knows the words and voices of its training data; on other speech expect more 
 """
 
 
-def export(hparams, source, folder, results):
+def export(hparams, results):
     """Writes what is needed to use a trained model, and nothing of its training.
+
+    The folder ``pretrained`` in the output folder is made anew: hyperparams.yaml, model.ckpt,
+    normalizer.ckpt, tokenizer.ckpt and README.md.
 
     Arguments
     ---------
     hparams : namespace
-        With the trained ``model``, ``normalize`` and ``output_folder``.
-    source : tuple
-        The YAML file of the training and its overrides.
-    folder : Path
-        Made anew: hyperparams.yaml, model.ckpt, normalizer.ckpt, tokenizer.ckpt, README.md.
+        With the trained ``model`` and ``normalize``, and ``output_folder``.
     results : dict
         As `training.experiment.test` returns them; they go into the model card.
     """
-    new = folder.with_name(folder.name + ".new")
-    old = folder.with_name(folder.name + ".old")
+    output_folder = Path(hparams.output_folder)
+    folder = output_folder / "pretrained"
+    new, old = output_folder / "pretrained.new", output_folder / "pretrained.old"
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    (new / "hyperparams.yaml").write_text(inference_yaml(*source), encoding="utf-8")
+    new.mkdir()
+    # as saved when the run started: the files it came from may have changed since
+    text = inference_yaml((output_folder / "hyperparams.yaml").read_text(encoding="utf-8"))
+    (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
     state = {key: value.cpu() for key, value in hparams.model.state_dict().items()}
     torch.save(state, new / "model.ckpt")
     hparams.normalize._save(new / "normalizer.ckpt")
-    shutil.copy(Path(hparams.output_folder) / "tokenizer.model", new / "tokenizer.ckpt")
-    (new / "README.md").write_text(model_card(hparams, source, results), encoding="utf-8")
+    shutil.copy(output_folder / "tokenizer.model", new / "tokenizer.ckpt")
+    (new / "README.md").write_text(model_card(hparams, results), encoding="utf-8")
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def inference_yaml(path, overrides):
-    """Cuts a training's YAML down to what recognition needs, all references resolved.
+def inference_yaml(text):
+    """Cuts a training's YAML down to what recognition needs.
 
     Arguments
     ---------
-    path : str or Path
-        The training's YAML file.
-    overrides : dict
-        As `training.config.route_overrides` returns them.
+    text : str
+        The training's YAML with its references resolved, as SpeechBrain saves it.
 
     Returns
     -------
     str
     """
-    with open(path, encoding="utf-8") as file:
-        resolved = resolve_references(file, overrides)
     yaml = ruamel.yaml.YAML()
-    tree = yaml.load(resolved)
+    tree = yaml.load(text)
     for part in [v for v in tree.values() if isinstance(v, dict) and "transformer" in v]:
-        tree = {**part, **{k: v for k, v in tree.items() if v is not part}}
+        tree = {**part, **tree}
     kept = ruamel.yaml.comments.CommentedMap((key, tree[key]) for key in KEPT)
-    text = io.StringIO()
-    yaml.dump(kept, text)
-    lines = [line for line in text.getvalue().splitlines() if line.strip() and line[0] != "#"]
+    dumped = io.StringIO()
+    yaml.dump(kept, dumped)
+    lines = [line for line in dumped.getvalue().splitlines() if line.strip() and line[0] != "#"]
     return "\n".join(lines) + "\n" + INTERFACE
 
 
@@ -135,7 +131,7 @@ def load_strictly(module, path):
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
 
 
-def model_card(hparams, source, results):
+def model_card(hparams, results):
     """Returns the text of the exported folder's README.md."""
     mixer = getattr(hparams.token_mixer, "func", hparams.token_mixer).__name__
     wers = "\n".join(
@@ -144,8 +140,7 @@ def model_card(hparams, source, results):
         for name, r in results["test"].items()
     )
     return CARD.format(
-        name=Path(source[0]).stem,
-        mixer=mixer,
+        name=f"{mixer} speech recogniser",
         sample_rate=hparams.sample_rate,
         data=hparams.train_csv or f"the {hparams.corpus} corpus",
         wers=wers,

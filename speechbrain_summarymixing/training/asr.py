@@ -100,18 +100,6 @@ class ASR(sb.Brain):
         if should_step:
             self.lr_schedule(self.optimizer, self.optimizer_step)
 
-    def fit_batch(self, batch):
-        """One training step; a Ctrl-C that came meanwhile stops the run after it."""
-        loss = super().fit_batch(batch)
-        if self._stop_requested and self._at_optimizer_step():
-            self._save_intra_epoch_ckpt()
-            raise Interrupted(
-                f"stopped in epoch {self.hparams.epoch_counter.current} after optimiser step "
-                f"{self.optimizer_step}, saved in {self.checkpointer.checkpoints_dir}. "
-                "The same command goes on from there"
-            )
-        return loss
-
     # ---- one epoch
 
     def fit(self, epoch_counter, train_set, valid_set=None, **options):
@@ -131,13 +119,19 @@ class ASR(sb.Brain):
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _at_optimizer_step(self):
-        return self.step % self.grad_accumulation_factor == 0
-
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # a checkpoint amid an accumulation would lose its gradients
         due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
-        return due and self._at_optimizer_step()
+        return (due or self._stop_requested) and self.step % self.grad_accumulation_factor == 0
+
+    def _save_intra_epoch_ckpt(self):
+        super()._save_intra_epoch_ckpt()
+        if self._stop_requested:
+            raise Interrupted(
+                f"stopped in epoch {self.hparams.epoch_counter.current} after optimiser step "
+                f"{self.optimizer_step}, saved in {self.checkpointer.checkpoints_dir}. "
+                "The same command goes on from there"
+            )
 
     def _request_stop(self, signum, frame):
         if self._stop_requested:

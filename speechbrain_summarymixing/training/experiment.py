@@ -1,11 +1,11 @@
 """The life of a speech recognition experiment, step by step; `run` is the whole of it."""
 
 import errno
-import functools
 import json
 import logging
 import os
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def run(argv):
         A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
     """
     with errors_reported():
-        hparams, run_opts, source = start(argv)
+        hparams, run_opts = start(argv)
         train, valid, tests = manifests(hparams)
         tokenizer = spelling(hparams, train, {**valid, **tests})
         brain = ASR(
@@ -80,7 +80,7 @@ def run(argv):
         fit(brain, hparams, train, valid)
         results = test(brain, hparams, tests)
         if if_main_process():
-            export(brain.hparams, source, Path(hparams["output_folder"]) / "pretrained", results)
+            export(brain.hparams, results)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def start(argv):
     Returns
     -------
     tuple
-        Hyperparameters (dict), SpeechBrain's run options, and the YAML file with its overrides.
+        Hyperparameters (dict) and SpeechBrain's run options.
 
     Raises
     ------
@@ -126,27 +126,30 @@ def start(argv):
     folder = Path(hparams["output_folder"])
     check_output_folder(
         folder,
-        settings(hparams),
+        {**settings(hparams), "grad_accumulation_factor": run_opts["grad_accumulation_factor"]},
         free=FREE_SETTINGS,
         overwrite_hint="delete it to start anew",
     )
     sb.create_experiment_directory(folder, hyperparams_to_save=path, overrides=routed)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    return hparams, run_opts, (path, routed)
+    # SpeechBrain's decoder passes a bool and a float mask
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+    return hparams, run_opts
 
 
 def settings(hparams):
     """The plain values among hyperparameters, and the mixer, by which two runs are compared."""
+    mixer = hparams["token_mixer"]
+    chosen = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, tuple))}
+    options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
+    chosen["token_mixer"] = f"{getattr(mixer, 'func', mixer).__qualname__}({options})"
+    return {k: v for k, v in chosen.items() if _is_plain(v)}
 
-    def plain(value):
-        if isinstance(value, functools.partial):
-            return {value.func.__qualname__: {k: plain(v) for k, v in value.keywords.items()}}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return value if isinstance(value, (str, int, float, bool, type(None))) else None
 
-    chosen = {k: v for k, v in hparams.items() if k == "token_mixer" or plain(v) is not None}
-    return {k: plain(v) for k, v in chosen.items() if not callable(v) or k == "token_mixer"}
+def _is_plain(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, int, float))
 
 
 def manifests(hparams):

@@ -20,7 +20,7 @@ SMALL = {
     "nhead": 2,
     "kernel_size": 3,
     "n_mels": 20,
-    "front_end_channels": "(4, 4)",
+    "front_end_channels": "[4, 4]",
     "front_end_output": 20,
     "vocab_size": 30,
     "batch_seconds": 4,

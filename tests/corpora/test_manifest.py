@@ -1,0 +1,150 @@
+import math
+import os
+
+import numpy
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechbrain_summarymixing.corpora.manifest import (
+    Utterance,
+    check_manifests,
+    probe,
+    read_manifest,
+    remade,
+    write_manifest,
+)
+from speechbrain_summarymixing.errors import UserError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, numpy.zeros(8000), 16000)
+    return str(path)
+
+
+@given(
+    rows=st.lists(
+        st.builds(Utterance, TEXT, st.floats(0, 1e6), TEXT, TEXT, TEXT).filter(
+            lambda u: "$" not in u.wav and all((u.ID, u.wav, u.wrd))
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_what_is_written_is_read(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("m") / "x.csv"
+    write_manifest(path, rows)
+    assert read_manifest(path) == rows
+    assert [p.name for p in path.parent.iterdir()] == ["x.csv"]
+
+
+def test_columns_of_other_recipes(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("ID, wav, format, duration, wrd\na,$data_root/a.wav,wav,1.5,HELLO YOU\n")
+    assert read_manifest(path, data_root="/corpus") == [
+        Utterance("a", 1.5, "/corpus/a.wav", "", "HELLO YOU")
+    ]
+    with pytest.raises(UserError, match="line 2: wav has .data_root: give --data_folder"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "cannot read this manifest .No such file"),
+        (b"\xff\xfe\xff", "not UTF-8"),
+        (b"", "no column ID, duration, wav, wrd.*it is empty"),
+        (b"ID,wav\na,b\n", "no column duration, wrd.*it is ID, wav"),
+        (b"ID,duration,wav,wrd\n", "has no utterance"),
+        (b"ID,duration,wav,wrd\na,1.0,x.wav\n", "line 2: no value for wrd"),
+        (b"ID,duration,wav,wrd\na,long,x.wav,A\n", "line 2: duration is 'long'"),
+    ],
+)
+def test_unreadable_manifests(tmp_path, content, message):
+    path = tmp_path / "x.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_manifest(path)
+    assert str(path) in str(error.value)
+
+
+def test_one_report_of_every_problem(wav, tmp_path):
+    manifests = {
+        "train": [
+            Utterance("gone", 1.0, str(tmp_path / "gone.wav"), "s", "A"),
+            Utterance("short", 0.01, wav, "s", "A"),
+            Utterance("long", 1e5, wav, "s", "A"),
+            Utterance("nan", math.nan, wav, "s", "A"),
+            Utterance("silent", 1.0, wav, "s", "  "),
+            Utterance("foreign", 1.0, wav, "s", "É"),
+            Utterance("twice", 1.0, wav, "s", "A"),
+            Utterance("good", 1.0, wav, "s", "A"),
+        ],
+        "test": [Utterance("twice", 1.0, wav, "t", "A")],
+        "valid": [],
+    }
+    with pytest.raises(UserError) as error:
+        check_manifests(manifests, spell=lambda text: "no É" if "É" in text else None)
+    report = str(error.value)
+    for expected in (
+        "1 missing audio files:\n  train: gone",
+        "3 durations outside 0.1 to 60 s",
+        "train: short: 0.01 s",
+        "1 empty transcripts:\n  train: silent",
+        "train: foreign: no É",
+        "2 IDs that occur more than once",
+        "test: twice",
+        "valid: no utterance",
+    ):
+        assert expected in report, expected
+    assert "good" not in report
+
+
+def test_a_long_report_is_cut_and_counted(wav):
+    rows = [Utterance(str(i), 0.0, wav, "", "A") for i in range(50)]
+    with pytest.raises(UserError, match="50 durations outside(.|\n)*… and 30 more"):
+        check_manifests({"train": rows})
+
+
+def test_shared_speakers_are_a_warning(wav):
+    def rows(split, speakers):
+        return [Utterance(f"{split}{s}", 1.0, wav, s, "A") for s in speakers]
+
+    manifests = {"train": rows("a", "xyz"), "dev": rows("b", "uv"), "test": rows("c", "zw")}
+    [warning] = check_manifests(manifests)
+    assert "1 speakers of test" in warning and warning.endswith(": z")
+    assert check_manifests({"train": rows("a", [""]), "test": rows("c", ["_"])}) == []
+
+
+def test_probe_reads_durations_and_names_every_bad_file(wav, tmp_path):
+    rows = probe([("b", wav, "s", "B"), ("a", wav, "s", "A")], progress=False)
+    assert [(u.ID, u.duration) for u in rows] == [("a", 0.5), ("b", 0.5)]
+    bad = [(str(i), str(tmp_path / f"bad{i}.wav"), "s", "A") for i in range(2)]
+    with pytest.raises(UserError) as error:
+        probe([("b", wav, "s", "B"), *bad], progress=False)
+    assert "2 of 3 files" in str(error.value) and "bad0" in str(error.value)
+    assert "bad1" in str(error.value)
+
+
+def test_a_manifest_is_made_again_only_when_its_input_changes(wav, tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return [Utterance("a", 0.5, wav, "s", "A")]
+
+    path = tmp_path / "m.csv"
+    for _ in range(2):
+        remade(path, [wav], make)
+    assert len(calls) == 1
+    os.utime(wav, ns=(1, 1))
+    remade(path, [wav], make)
+    path.unlink()
+    remade(path, [wav], make)
+    assert len(calls) == 3

@@ -1,0 +1,105 @@
+import logging
+
+import numpy
+import pytest
+import soundfile
+
+from speechbrain_summarymixing import audio
+from speechbrain_summarymixing.audio import AudioInfo, audio_info, read_audio
+from speechbrain_summarymixing.errors import UserError
+
+
+def sine(rate, seconds=0.5, hertz=440.0):
+    return 0.5 * numpy.sin(2 * numpy.pi * hertz * numpy.arange(int(rate * seconds)) / rate)
+
+
+def write(path, samples, rate=16000, **options):
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+def loudest_hertz(waveform, rate=16000):
+    return abs(numpy.fft.rfft(waveform)).argmax() * rate / len(waveform)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "sph"])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_formats_rates_and_channels(tmp_path, kind, rate, channels):
+    samples = numpy.stack([sine(rate)] * channels, axis=1)
+    options = {"format": "NIST", "subtype": "PCM_16"} if kind == "sph" else {}
+    path = write(tmp_path / f"x.{kind}", samples, rate, **options)
+    waveform = read_audio(path)
+    assert waveform.dim() == 1 and waveform.dtype.is_floating_point
+    assert len(waveform) == pytest.approx(8000, rel=0.25 if kind in ("mp3", "ogg") else 0.001)
+    assert loudest_hertz(waveform.numpy()) == pytest.approx(440, abs=10)
+    info = audio_info(path)
+    assert (info.sample_rate, info.channels) == (rate, channels)
+    assert info.seconds == pytest.approx(0.5, rel=0.25)
+
+
+def test_16_khz_mono_is_read_as_it_is(tmp_path):
+    samples = sine(16000).astype("float32")
+    path = write(tmp_path / "x.wav", samples, subtype="FLOAT")
+    assert numpy.array_equal(read_audio(path).numpy(), samples)
+    assert audio_info(path) == AudioInfo(0.5, 16000, 1)
+
+
+def test_channels_are_averaged(tmp_path):
+    samples = numpy.stack([sine(16000), numpy.zeros(8000)], axis=1)
+    path = write(tmp_path / "x.wav", samples, subtype="FLOAT")
+    numpy.testing.assert_allclose(read_audio(path).numpy(), sine(16000) / 2, atol=1e-6)
+
+
+def test_conversions_are_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(audio, "_said", set())
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.wav", numpy.stack([sine(8000)] * 2, axis=1), 8000)
+        with caplog.at_level(logging.INFO):
+            read_audio(tmp_path / f"{name}.wav")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all("a.wav" in line for line in said)
+    assert "2 channels" in said[0] and "8000 Hz" in said[1]
+
+
+def bad_file(folder, kind):
+    path = folder / f"{kind}.wav"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("this is no audio")
+    elif kind == "empty":
+        write(path, numpy.zeros(0))
+    elif kind == "zero bytes":
+        path.touch()
+    elif kind == "cut short":
+        path = write(folder / "x.flac", sine(16000, 2.0))
+        path.write_bytes(path.read_bytes()[:9000])
+    elif kind == "nan":
+        write(path, numpy.array([0.0, numpy.nan]), subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", "no such file"),
+        ("folder", "is a folder"),
+        ("text", "cannot be read as audio"),
+        ("zero bytes", "cannot be read as audio"),
+        ("empty", "holds no sample"),
+        ("cut short", "cut short|cannot be decoded"),
+        ("nan", "NaN or infinite"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, kind, message):
+    path = bad_file(tmp_path, kind)
+    with pytest.raises(UserError, match=message) as error:
+        read_audio(path)
+    assert str(path) in str(error.value)
+
+
+def test_real_speech(speech_data):
+    path = next((speech_data / "an4" / "wav").glob("*/*/*.sph"))
+    assert len(read_audio(path)) == round(audio_info(path).seconds * 16000)
