@@ -128,6 +128,7 @@ def start(argv):
         folder,
         {**settings(hparams), "grad_accumulation_factor": run_opts["grad_accumulation_factor"]},
         free=FREE_SETTINGS,
+        begun=any(hparams["checkpointer"].checkpoints_dir.glob("CKPT*")),
         overwrite_hint="delete it to start anew",
     )
     sb.create_experiment_directory(folder, hyperparams_to_save=path, overrides=routed)

@@ -11,7 +11,7 @@ from speechbrain_summarymixing.errors import UserError
 SETTINGS_FILE = "settings.json"
 
 
-def check_output_folder(output_folder, settings, *, free=(), overwrite_hint):
+def check_output_folder(output_folder, settings, *, free=(), begun=True, overwrite_hint):
     """Makes sure that a folder is new or holds a run with the same settings, and stores them.
 
     Arguments
@@ -22,6 +22,8 @@ def check_output_folder(output_folder, settings, *, free=(), overwrite_hint):
         Plain values, as JSON has them; a path counts as its text.
     free : iterable of str
         Keys that may differ when a run is resumed; the latest values are stored.
+    begun : bool
+        False: the folder's run has saved nothing yet, and other settings replace its own.
     overwrite_hint : str
         What else to do than to take another folder, as in "delete it to start anew".
 
@@ -37,7 +39,7 @@ def check_output_folder(output_folder, settings, *, free=(), overwrite_hint):
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        if old is not None:
+        if old is not None and begun:
             _compare(old, new, set(free), output_folder, overwrite_hint)
         if old != new and if_main_process():
             _write(file, _text(new))

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
+from speechbrain_summarymixing import audio
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.training import asr, curves, experiment
 
@@ -216,7 +217,9 @@ def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
     assert (folder / "pretrained" / "model.ckpt").is_file()
 
 
-def test_other_rates_and_channels_are_converted(train, noises, tmp_path, caplog):
+def test_other_rates_and_channels_are_converted(train, noises, tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_said", set())
+
     def convert(rows):
         wav, _ = soundfile.read(rows[0]["wav"])
         rows[0]["wav"] = str(tmp_path / "stereo.wav")

@@ -11,8 +11,9 @@ from speechbrain_summarymixing.training.run_guard import check_output_folder
 SETTINGS = {"lr": 0.001, "dims": (4, 4), "data": Path("corpus"), "epochs": 3, "nan": float("nan")}
 
 
-def check(folder, settings, free=("epochs",)):
-    check_output_folder(folder, settings, free=free, overwrite_hint="delete it to start anew")
+def check(folder, settings, free=("epochs",), **options):
+    hint = "delete it to start anew"
+    check_output_folder(folder, settings, free=free, overwrite_hint=hint, **options)
 
 
 def test_the_same_settings_pass_again(tmp_path):
@@ -45,6 +46,13 @@ def test_free_settings_may_differ_and_the_latest_are_stored(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 5
     with pytest.raises(UserError, match="epochs: 5 there, 3 now"):
         check(tmp_path, SETTINGS, free=())
+
+
+def test_a_run_that_has_saved_nothing_takes_other_settings(tmp_path):
+    check(tmp_path, SETTINGS)
+    check(tmp_path, {**SETTINGS, "lr": 0.1}, begun=False)
+    with pytest.raises(UserError, match="lr: 0.1 there, 0.001 now"):
+        check(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"lr"'])

@@ -1,0 +1,116 @@
+"""The trained model in examples/ on speech that it has not heard, and the command that uses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import torchaudio
+from speechbrain.inference.ASR import EncoderDecoderASR
+from speechbrain.utils.metric_stats import ErrorRateStats
+
+from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.corpora import mini
+from speechbrain_summarymixing.corpora.manifest import read_manifest
+from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "sumformer-mini"
+SAID = {
+    "bus": "BOOK A BUS FROM BOSTON TO PARIS ON WEDNESDAY",
+    "code": "THE CODE IS SEVEN ZERO FOUR NINE EIGHT",
+    "reminder": "REMIND ME TO CALL SUSAN AT A QUARTER TO SIX",
+}
+FILES = [str(EXAMPLE / f"{name}.flac") for name in SAID]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(EXAMPLE, "cpu")
+
+
+@pytest.fixture(scope="module")
+def unheard(tmp_path_factory):
+    """The mini corpus's test set: voices and sentences that are not in its training part."""
+    pytest.importorskip("espeakng_loader", reason="the mini corpus needs the extra [mini]")
+    folder = tmp_path_factory.mktemp("mini")
+    paths = mini.prepare(
+        folder / "corpus", folder / "csv", splits=["test"], train=1, dev=1, progress=False
+    )
+    return read_manifest(paths["test"])
+
+
+def texts(model, utterances, **options):
+    return [t.text for t in transcribe(model, [u.wav for u in utterances], **options)]
+
+
+def test_word_error_rate_on_unheard_voices_and_sentences(model, unheard):
+    stats = ErrorRateStats()
+    words = [text.split() for text in texts(model, unheard)]
+    stats.append([u.ID for u in unheard], words, [u.wrd.split() for u in unheard])
+    assert len(unheard) == 200
+    assert stats.summarize("WER") < 5.0  # 2.76% when it was trained
+
+
+def test_the_batch_does_not_change_the_words(model, unheard):
+    some = unheard[::8]
+    assert texts(model, some, batch_files=1) == texts(model, some, batch_files=16)
+
+
+def test_speechbrain_transcribes_a_file_by_itself():
+    model = EncoderDecoderASR.from_hparams(source=str(EXAMPLE), run_opts={"device": "cpu"})
+    for file, text in zip(FILES, SAID.values()):
+        assert model.transcribe_file(file) == text
+
+
+def run(capsys, *arguments):
+    status = cli.main(["transcribe", "--device=cpu", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_one_file_prints_its_text_alone(capsys):
+    assert run(capsys, EXAMPLE, FILES[0])[:2] == (0, SAID["bus"] + "\n")
+
+
+def test_many_files_print_a_line_each_in_order(capsys):
+    status, out, _ = run(capsys, EXAMPLE, *reversed(FILES), FILES[0])
+    expected = [*reversed(list(zip(FILES, SAID.values()))), (FILES[0], SAID["bus"])]
+    assert status == 0
+    assert out.splitlines() == [f"{file}\t{text}" for file, text in expected]
+
+
+def test_json_is_an_object_for_each_file(capsys):
+    _, out, _ = run(capsys, "--json", EXAMPLE, *FILES)
+    for line, file, text in zip(out.splitlines(), FILES, SAID.values(), strict=True):
+        seconds = soundfile.info(file).duration
+        assert json.loads(line) == {"file": file, "seconds": seconds, "text": text}
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3"])
+@pytest.mark.parametrize("rate", [16000, 22050, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_other_formats_rates_and_channels_say_the_same(capsys, tmp_path, kind, rate, channels):
+    samples = torch.from_numpy(soundfile.read(FILES[0], dtype="float32")[0])
+    samples = torchaudio.functional.resample(samples, 16000, rate)
+    path = tmp_path / f"bus.{kind}"
+    soundfile.write(path, samples.repeat(channels, 1).T.numpy(), rate)
+    assert run(capsys, EXAMPLE, path)[:2] == (0, SAID["bus"] + "\n")
+
+
+def test_a_bad_file_gets_its_error_and_the_others_their_text(capsys, tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    status, out, err = run(capsys, EXAMPLE, FILES[0], bad, tmp_path / "none.wav", FILES[1])
+    assert status == 1
+    assert out.splitlines() == [f"{FILES[0]}\t{SAID['bus']}", f"{FILES[1]}\t{SAID['code']}"]
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "bad.wav" in errors[0] and "none.wav" in errors[1]
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.1, 10.0])
+def test_audio_of_any_length_has_a_text(capsys, tmp_path, seconds):
+    path = tmp_path / "noise.wav"
+    noise = 0.01 * torch.randn(int(16000 * seconds), generator=torch.Generator().manual_seed(0))
+    soundfile.write(path, noise.numpy(), 16000)
+    status, out, err = run(capsys, EXAMPLE, path)
+    assert status == 0 and "error" not in err and out.endswith("\n")
