@@ -24,6 +24,7 @@ def main(argv=None):
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_transcribe(commands)
+    _add_benchmark(commands)
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -83,6 +84,96 @@ def _print(result, arguments):
     elif result.error is None:
         many = len(arguments.files) > 1
         print(f"{result.file}\t{result.text}" if many else result.text, flush=True)
+
+
+def _add_benchmark(commands):
+    parser = commands.add_parser("benchmark", help="measure time and memory on this machine")
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    _add_benchmark_systems(subjects)
+    cell = subjects.add_parser(
+        "cell",
+        help="the cell beside its bare matrix products",
+        description="Times the cell and its matrix products alternately; prints CSV.",
+    )
+    cell.add_argument("--nhead", type=int, nargs="+", default=[1, 4])
+    cell.add_argument("--frames", type=int, nargs="+", default=[250, 500, 1000, 2000, 5000])
+    cell.add_argument("--d-model", type=int, default=512)
+    cell.add_argument("--train", action="store_true", help="a training step over 3 x the products")
+    cell.add_argument("--compile", action="store_true", help="the cell through torch.compile")
+    cell.add_argument("--device", default="cpu")
+    cell.add_argument("--repetitions", type=int, default=30)
+    cell.set_defaults(run=_benchmark_cell)
+
+
+def _benchmark_cell(arguments):
+    from speechbrain_summarymixing.analysis.cell_cost import COLUMNS, cell_cost
+    from speechbrain_summarymixing.analysis.measuring import machine
+
+    print(f"# {machine(arguments.device)}")
+    print(",".join(COLUMNS))
+    for nhead in arguments.nhead:
+        for frames in arguments.frames:
+            row = cell_cost(
+                nhead=nhead,
+                frames=frames,
+                d_model=arguments.d_model,
+                train=arguments.train,
+                compiled=arguments.compile,
+                device=arguments.device,
+                repetitions=arguments.repetitions,
+            )
+            values = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+            print(",".join(values), flush=True)
+    return 0
+
+
+def _add_benchmark_systems(subjects):
+    systems = subjects.add_parser(
+        "systems",
+        help="whole encoders side by side, time and memory against audio length",
+        description="Times the encoders of hyperparameter files in turn and measures their peak "
+        "memory, each point in a fresh process; prints CSV. On the CPU memory is what a run adds "
+        "to the weights, on CUDA it is all that torch allocated. A point that does not fit in "
+        "memory or in the budget is told, never estimated.",
+    )
+    systems.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
+    systems.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options over those of every file"
+    )
+    systems.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 60, 150, 300, 600])
+    kinds = ["inference", "training"]
+    systems.add_argument("--what", nargs="+", choices=kinds, default=kinds)
+    systems.add_argument("--batch", type=int, default=1, help="utterances of that length at once")
+    systems.add_argument("--repetitions", type=int, default=5, help="timed runs after a warm-up")
+    systems.add_argument(
+        "--budget",
+        type=float,
+        default=120.0,
+        help="seconds; where one run takes longer, longer lengths are not run (default: 120)",
+    )
+    systems.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    systems.add_argument("--csv", metavar="FILE", help="write the table here too")
+    systems.add_argument("--plot", metavar="FILE.png", help="draw time and memory over length")
+    systems.set_defaults(run=_benchmark_systems)
+
+
+def _benchmark_systems(arguments):
+    from speechbrain_summarymixing.analysis.system_table import benchmark_systems
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    benchmark_systems(
+        arguments.systems,
+        settings=arguments.set,
+        seconds=arguments.seconds,
+        what=arguments.what,
+        batch=arguments.batch,
+        repetitions=arguments.repetitions,
+        budget=arguments.budget,
+        device=arguments.device,
+        csv_file=arguments.csv,
+        plot_file=arguments.plot,
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,19 @@
 """Encoder-decoder for speech recognition whose encoder mixes tokens by any injected module."""
 
-import torch
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.nnet.activations import Swish
 from torch import nn
 
 from speechbrain_summarymixing.lobes.branchformer import NO_ATTENTION, MixerBranchformerEncoder
-from speechbrain_summarymixing.lobes.positions import AddSinePositions
+from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
+from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
+from speechbrain_summarymixing.lobes.transformer import MixerTransformerEncoder
+
+ENCODERS = {
+    "branchformer": MixerBranchformerEncoder,
+    "conformer": MixerConformerEncoder,
+    "transformer": MixerTransformerEncoder,
+}
 
 
 class SummaryMixingASR(TransformerASR):
@@ -35,18 +43,23 @@ class SummaryMixingASR(TransformerASR):
     activation : callable
         Of the decoder's feed-forward layers.
     encoder_module : str
-        "branchformer".
+        "branchformer", "conformer" or "transformer".
+    conformer_activation : callable
+        Of the Conformer's convolution and feed-forward modules.
+    bias : bool
+        Of the Conformer's convolution module.
     branchformer_activation, gate_activation, csgu_linear_units, use_linear_after_conv
         As in SpeechBrain's Branchformer.
     kernel_size : int
         Of the encoder's convolutions, in frames.
     positional_encoding : str or None
         "fixed_abs_sine" adds sine positions, of any length, to the encoder's input; None adds
-        none. Relative attention brings its own positions, and sine positions are then left out.
+        none. Relative and rotary attention bring their own positions, and sine positions are then
+        left out.
     normalize_before : bool
-        Pre-norm decoder layers.
+        Pre-norm layers of the decoder and of a Transformer encoder.
     causal : bool
-        Must be False: a Branchformer has no causal form.
+        Must be False.
     output_hidden_states : bool
         ``encode`` and ``forward`` return the encoder's hidden states too.
     layerdrop_prob : float
@@ -59,10 +72,12 @@ class SummaryMixingASR(TransformerASR):
     ValueError
         If an option has no meaning here.
 
-    Reference: arXiv 2307.07421 (SummaryMixing), arXiv 2207.02971 (Branchformer).
+    Reference: arXiv 2307.07421 (SummaryMixing), arXiv 2207.02971 (Branchformer), arXiv 2005.08100
+    (Conformer), arXiv 1706.03762 (Transformer).
 
     Example
     -------
+    >>> import torch
     >>> from functools import partial
     >>> from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
     >>> model = SummaryMixingASR(
@@ -88,6 +103,8 @@ class SummaryMixingASR(TransformerASR):
         dropout=0.1,
         activation=nn.GELU,
         encoder_module="branchformer",
+        conformer_activation=Swish,
+        bias=True,
         branchformer_activation=nn.GELU,
         gate_activation=nn.Identity,
         csgu_linear_units=3072,
@@ -100,19 +117,18 @@ class SummaryMixingASR(TransformerASR):
         layerdrop_prob=0.0,
     ):
         _check_mixer(token_mixer)
-        if encoder_module != "branchformer":
+        if encoder_module not in ENCODERS:
             raise ValueError(
-                f"encoder_module is {encoder_module!r}, but must be 'branchformer': "
-                "use SpeechBrain's TransformerASR for its other encoders"
+                f"encoder_module is {encoder_module!r}, but must be one of {', '.join(ENCODERS)}"
             )
         if positional_encoding not in ("fixed_abs_sine", None):
             raise ValueError(
                 f"positional_encoding is {positional_encoding!r}, but must be 'fixed_abs_sine' "
-                "or None (relative attention brings its own)"
+                "or None (relative and rotary attention bring their own)"
             )
         if causal:
             raise ValueError(
-                "causal is True, but a Branchformer has no causal form: set causal to False"
+                "causal is True, but these encoders see the whole utterance: set causal to False"
             )
         super().__init__(
             tgt_vocab,
@@ -133,32 +149,40 @@ class SummaryMixingASR(TransformerASR):
             causal=False,
             output_hidden_states=output_hidden_states,
         )
-        self.positional_encoding_decoder = DecoderPositions(d_model)
-        self.encoder = MixerBranchformerEncoder(
+        self.positional_encoding_decoder = SinePositions(d_model)
+        layer_options = {
+            "branchformer": {
+                "kernel_size": kernel_size,
+                "csgu_linear_units": csgu_linear_units,
+                "activation": branchformer_activation,
+                "gate_activation": gate_activation,
+                "use_linear_after_conv": use_linear_after_conv,
+            },
+            "conformer": {
+                "kernel_size": kernel_size,
+                "d_ffn": d_ffn,
+                "activation": conformer_activation,
+                "bias": bias,
+            },
+            "transformer": {
+                "d_ffn": d_ffn,
+                "activation": activation,
+                "normalize_before": normalize_before,
+            },
+        }
+        self.encoder = ENCODERS[encoder_module](
             num_encoder_layers,
             d_model,
             token_mixer,
             output_hidden_states=output_hidden_states,
             layerdrop_prob=layerdrop_prob,
-            kernel_size=kernel_size,
-            csgu_linear_units=csgu_linear_units,
-            activation=branchformer_activation,
-            gate_activation=gate_activation,
             dropout=dropout,
-            use_linear_after_conv=use_linear_after_conv,
+            **layer_options[encoder_module],
         )
         _xavier_outside_mixers(self.encoder)
-        if positional_encoding is not None and self.encoder.relative_positions is None:
+        if positional_encoding is not None and not self.encoder.has_own_positions():
             # after custom_src_module SpeechBrain passes its output straight to the encoder
             self.custom_src_module.append(AddSinePositions(d_model))
-
-
-class DecoderPositions(AddSinePositions):
-    """The positions alone, as SpeechBrain's decoder adds them itself."""
-
-    def forward(self, x):
-        """Returns the positions (1, T, D) of ``x`` (B, T, D)."""
-        return super().forward(torch.zeros_like(x[:1]))
 
 
 def _check_mixer(token_mixer):
@@ -176,7 +200,7 @@ def _check_mixer(token_mixer):
 
 def _xavier_outside_mixers(encoder):
     """Initialises the layers as SpeechBrain does, and leaves the mixers their own values."""
-    mixers = {id(p) for layer in encoder.layers for p in layer.mha_layer.parameters()}
+    mixers = {id(p) for mixer in encoder.mixers() for p in mixer.parameters()}
     for parameter in encoder.parameters():
         if parameter.dim() > 1 and id(parameter) not in mixers:
             nn.init.xavier_normal_(parameter)

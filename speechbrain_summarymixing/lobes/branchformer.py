@@ -10,9 +10,9 @@ from speechbrain.lobes.models.transformer.Branchformer import (
     BranchformerEncoderLayer,
     ConvolutionBranch,
 )
-from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL
 from torch import nn
 
+from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 # With this name SpeechBrain's Branchformer builds no attention and asks for no positions.
@@ -75,7 +75,7 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         Width D.
     token_mixer : torch.nn.Module
         Called as SpeechBrain's attention: ``(query, key, value, attn_mask=, key_padding_mask=,
-        pos_embs=) -> (output, weights)``.
+        pos_embs=) -> (output, weights)``; with `NoMixing` the convolution branch stands alone.
     kernel_size : int
         Of the convolution branch, in frames.
     csgu_linear_units : int
@@ -113,7 +113,9 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
             d_model, linear_units=csgu_linear_units, **branch
         )
         self.mha_layer = token_mixer
-        if isinstance(token_mixer, SummaryMixing):
+        if isinstance(token_mixer, NoMixing):
+            self.norm_mhsa = self.merge_proj = None
+        elif isinstance(token_mixer, SummaryMixing):
             # merge of the SummaryMixing paper: an MLP of [summary width, D] (arXiv 2307.07421)
             hidden = token_mixer.summary_dims[-1]
             self.merge_proj = nn.Sequential(
@@ -125,6 +127,9 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
 
     def forward(self, x, src_mask=None, src_key_padding_mask=None, pos_embs=None):
         """Returns ((B, T, D), weights) of ``x`` (B, T, D); masks as `SummaryMixing.forward`."""
+        if self.merge_proj is None:
+            local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask)
+            return x + self.dropout(local), None
         mixed = self.norm_mhsa(x)
         mixed, weights = self.mha_layer(
             mixed,
@@ -139,7 +144,7 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         return x + self.dropout(merged), weights
 
 
-class MixerBranchformerEncoder(BranchformerEncoder):
+class MixerBranchformerEncoder(InjectedMixers, BranchformerEncoder):
     """Branchformer encoder whose layers each get a new token mixer.
 
     Arguments
@@ -181,22 +186,7 @@ class MixerBranchformerEncoder(BranchformerEncoder):
             output_hidden_states=output_hidden_states,
             layerdrop_prob=layerdrop_prob,
         )
-        self.layers = nn.ModuleList(
+        self.set_layers(
             MixerBranchformerLayer(d_model, make_mixer(), **layer_options)
             for _ in range(num_layers)
         )
-        relative = any(isinstance(layer.mha_layer, RelPosMHAXL) for layer in self.layers)
-        self.relative_positions = RelPosEncXL(d_model) if relative else None
-
-    def forward(
-        self,
-        src,
-        src_mask=None,
-        src_key_padding_mask=None,
-        pos_embs=None,
-        dynchunktrain_config=None,
-    ):
-        """As SpeechBrain's, with relative positions made here when the mixer needs them."""
-        if pos_embs is None and self.relative_positions is not None:
-            pos_embs = self.relative_positions(src)
-        return super().forward(src, src_mask, src_key_padding_mask, pos_embs, dynchunktrain_config)

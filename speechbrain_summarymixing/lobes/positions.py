@@ -4,8 +4,8 @@ import torch
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 
 
-class AddSinePositions(torch.nn.Module):
-    """Adds fixed sine positions to a sequence of any length.
+class SinePositions(torch.nn.Module):
+    """Fixed sine positions of a sequence of any length.
 
     SpeechBrain's table ends at ``max_length`` frames; this one doubles when a longer input comes.
     It is rebuilt from its equation, so it is no part of the state dict.
@@ -19,8 +19,8 @@ class AddSinePositions(torch.nn.Module):
 
     Example
     -------
-    >>> AddSinePositions(8, initial_frames=4)(torch.zeros(2, 30, 8)).shape
-    torch.Size([2, 30, 8])
+    >>> SinePositions(8, initial_frames=4)(torch.zeros(2, 30, 8)).shape
+    torch.Size([1, 30, 8])
     """
 
     def __init__(self, d_model, initial_frames=2500):
@@ -29,10 +29,24 @@ class AddSinePositions(torch.nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x):
-        """Returns ``x`` (B, T, D) plus its positions."""
+        """Returns the positions (1, T, D) of ``x`` (B, T, D)."""
         frames = x.size(1)
         if frames > self.table.size(1):
             longer = max(frames, 2 * self.table.size(1))
             with torch.device(self.table.device):
                 self.table = PositionalEncoding(x.size(2), longer).pe.to(self.table.dtype)
-        return x + self.table[:, :frames]
+        return self.table[:, :frames]
+
+
+class AddSinePositions(SinePositions):
+    """Adds `SinePositions` to a sequence.
+
+    Example
+    -------
+    >>> AddSinePositions(8, initial_frames=4)(torch.zeros(2, 30, 8)).shape
+    torch.Size([2, 30, 8])
+    """
+
+    def forward(self, x):
+        """Returns ``x`` (B, T, D) plus its positions."""
+        return x + super().forward(x)

@@ -5,7 +5,7 @@ import math
 import torch
 
 
-def summary_mixing(cell, x, key_padding_mask=None, attn_mask=None):
+def summary_mixing(cell, x, key_padding_mask=None, attn_mask=None, window=None):
     """SummaryMixing, frame by frame.
 
     Arguments
@@ -18,6 +18,8 @@ def summary_mixing(cell, x, key_padding_mask=None, attn_mask=None):
         (B, T), True on padding.
     attn_mask : torch.Tensor or None
         (T, T) or (B, T, T), bool (True blocks) or float (-inf blocks).
+    window : Window or None
+        The frames that each frame sees.
 
     Returns
     -------
@@ -33,17 +35,37 @@ def summary_mixing(cell, x, key_padding_mask=None, attn_mask=None):
             if t not in valid:
                 outputs.append(torch.zeros(cell.d_out, dtype=x.dtype))
                 continue
-            seen = [j for j in valid if not blocked(attn_mask, b, t, j)]
-            total = torch.zeros(cell.summary_dims[-1], dtype=x.dtype)
-            for j in seen:
-                total = total + summaries[j]
-            s_bar = layer_norm(cell.summary_norm, total / max(1, len(seen)))
+            seen = {
+                j: summaries[j]
+                for j in valid
+                if not blocked(attn_mask, b, t, j) and not outside(window, t, j)
+            }
+            s_bar = mean(seen, t, cell.decay, torch.zeros(cell.summary_dims[-1], dtype=x.dtype))
+            s_bar = layer_norm(cell.summary_norm, s_bar)
             if not cell.local_dims:
                 outputs.append(s_bar)
                 continue
             f = layer_norm(cell.local_norm, transform(cell, x[b, t], "local"))
             outputs.append(gelu(cell.combiner.weight @ torch.cat([f, s_bar]) + cell.combiner.bias))
     return torch.stack(outputs).view(batch, frames, cell.d_out)
+
+
+def mean(seen, t, decay, zero):
+    """Mean of the vectors seen, {j: (S,)}, by frame t; zero where there is none."""
+    total, weights = zero, 0.0
+    for j, vector in seen.items():
+        weight = 1.0 if decay is None else decay ** abs(t - j)
+        total, weights = total + weight * vector, weights + weight
+    return total / weights if seen else zero
+
+
+def outside(window, t, j):
+    """Whether the window of frame t leaves frame j out."""
+    if window is None:
+        return False
+    chunks_behind = t // window.chunk_frames - j // window.chunk_frames
+    too_far = window.left_chunks is not None and chunks_behind > window.left_chunks
+    return chunks_behind < 0 or too_far
 
 
 def transform(cell, frame, branch):
@@ -84,3 +106,52 @@ def layer_norm(norm, x):
     centred = x - x.sum() / x.numel()
     variance = (centred * centred).sum() / x.numel()
     return centred / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+def fastformer(mixer, x, key_padding_mask=None):
+    """Fastformer of an utterance, frame by frame and head by head (arXiv 2108.09084).
+
+    Arguments
+    ---------
+    mixer : Fastformer
+        Its weights are read, its code is not used.
+    x : torch.Tensor
+        (B, T, D).
+    key_padding_mask : torch.Tensor or None
+        (B, T), True on padding.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T, D).
+    """
+    width = x.size(2) // mixer.nhead
+    output = torch.zeros_like(x)
+    for b in range(x.size(0)):
+        valid = [
+            t for t in range(x.size(1)) if key_padding_mask is None or not key_padding_mask[b, t]
+        ]
+        queries, keys = {}, {}
+        for t in valid:
+            both = mixer.projection.weight @ x[b, t] + mixer.projection.bias
+            queries[t], keys[t] = both.chunk(2)
+        if not valid:
+            continue
+        query = additive_attention(mixer.query_score, queries, width)
+        products = {t: query * keys[t] for t in valid}
+        key = additive_attention(mixer.key_score, products, width)
+        for t in valid:
+            output[b, t] = mixer.transform.weight @ (key * queries[t]) + mixer.transform.bias
+            output[b, t] = output[b, t] + queries[t]
+    return output
+
+
+def additive_attention(score, vectors, width):
+    """Weighted mean (D,) of vectors {t: (D,)}, each head by its own scores."""
+    heads = []
+    for h, (weight, bias) in enumerate(zip(score.weight, score.bias)):
+        scores = {t: torch.exp((weight @ v + bias) / math.sqrt(width)) for t, v in vectors.items()}
+        total = sum(scores.values())
+        part = slice(h * width, (h + 1) * width)
+        heads.append(sum(scores[t] / total * v[part] for t, v in vectors.items()))
+    return torch.cat(heads)

@@ -1,9 +1,104 @@
 """Means over time, of valid frames only, summed in float32 or better.
 
-B is the batch, T the number of frames, S the summary's width.
+B is the batch, T the number of frames, S the summary's width, C the frames of a chunk, K the number
+of chunks, the last of which may be shorter.
 """
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
+from torch.nn import functional
+
+BLOCK = 64  # frames summed at once by a scan; what passes from block to block is a carry
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames that each frame sees: its own chunk, whole, and chunks to the left of it.
+
+    Arguments
+    ---------
+    chunk_frames : int
+        Frames C of a chunk. With chunks of one frame, the default, the window is causal: frame t
+        sees the frames 0 to t.
+    left_chunks : int or None
+        Chunks seen to the left of a frame's own; None is all.
+
+    Raises
+    ------
+    ValueError
+        If a number is no integer or too small.
+
+    Example
+    -------
+    >>> Window(chunk_frames=2, left_chunks=1).attn_mask(6).logical_not().int()
+    tensor([[1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [0, 0, 1, 1, 1, 1],
+            [0, 0, 1, 1, 1, 1]], dtype=torch.int32)
+    """
+
+    chunk_frames: int = 1
+    left_chunks: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.chunk_frames, int) or self.chunk_frames < 1:
+            raise ValueError(
+                f"chunk_frames is {self.chunk_frames}, but must be an integer of 1 or more: "
+                "1 is a causal window"
+            )
+        if self.left_chunks is not None and (
+            not isinstance(self.left_chunks, int) or self.left_chunks < 0
+        ):
+            raise ValueError(
+                f"left_chunks is {self.left_chunks}, but must be an integer of 0 or more, or None: "
+                "None sees everything to the left"
+            )
+
+    def attn_mask(self, frames, device=None):
+        """Returns the same window as a mask (T, T), bool, True where a frame is blocked."""
+        chunk = torch.arange(frames, device=device) // self.chunk_frames
+        behind = chunk[:, None] - chunk
+        blocked = behind < 0
+        return blocked if self.left_chunks is None else blocked | (behind > self.left_chunks)
+
+
+CAUSAL = Window()
+
+
+def window_of_mask(attn_mask):
+    """Recognises a causal or chunked mask; it reads the mask on the host: keep it out of forward.
+
+    Arguments
+    ---------
+    attn_mask : torch.Tensor
+        (T, T): bool, True where frame j is blocked for frame i, or float, where 0 allows and -inf
+        blocks.
+
+    Returns
+    -------
+    Window or None
+        None where no window is equal to the mask.
+
+    Example
+    -------
+    >>> window_of_mask(torch.ones(5, 5).triu(1).bool())
+    Window(chunk_frames=1, left_chunks=None)
+    """
+    if attn_mask.dim() != 2 or attn_mask.size(0) != attn_mask.size(1) or not attn_mask.numel():
+        return None
+    blocked = _allowed(attn_mask).logical_not()
+    frames = blocked.size(0)
+    chunk_frames = frames - int(blocked[0].sum())
+    if chunk_frames == 0:
+        return None
+    first_seen = int(blocked[-1].long().argmin())  # by the last frame
+    left_chunks = (frames - 1) // chunk_frames - first_seen // chunk_frames
+    window = Window(chunk_frames, left_chunks if first_seen > 0 else None)
+    return window if torch.equal(window.attn_mask(frames, blocked.device), blocked) else None
 
 
 def masked_mean(x, key_padding_mask=None):
@@ -30,8 +125,8 @@ def masked_mean(x, key_padding_mask=None):
     return (total / count).to(x.dtype)
 
 
-def windowed_mean(x, attn_mask, key_padding_mask=None):
-    """Mean over the frames that a mask allows each frame, by one matrix product.
+def attn_mask_mean(x, attn_mask, key_padding_mask=None):
+    """Mean over the frames that a mask allows each frame, by one matrix product in O(T²).
 
     Arguments
     ---------
@@ -48,7 +143,7 @@ def windowed_mean(x, attn_mask, key_padding_mask=None):
     torch.Tensor
         (B, T, S), in the type of x.
     """
-    allowed = attn_mask.logical_not() if attn_mask.dtype == torch.bool else attn_mask == 0
+    allowed = _allowed(attn_mask)
     if allowed.dim() == 2:
         allowed = allowed.unsqueeze(0)
     if key_padding_mask is not None:
@@ -57,6 +152,181 @@ def windowed_mean(x, attn_mask, key_padding_mask=None):
         weights = allowed.to(_accumulator(x))
         weights = weights / weights.sum(2, keepdim=True).clamp(min=1)
         return (weights @ x.to(weights.dtype)).to(x.dtype)
+
+
+def windowed_mean(x, window, key_padding_mask=None):
+    """Mean over each frame's window, in O(T).
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, T, S), finite.
+    window : Window
+        The frames that each frame sees.
+    key_padding_mask : torch.Tensor or None
+        (B, T), True on padding. A frame that sees no valid frame has the mean zero.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T, S), in the type of x.
+    """
+    return to_frames(chunk_means(x, window, key_padding_mask), window, x.size(1))
+
+
+def chunk_means(x, window, key_padding_mask=None):
+    """As `windowed_mean`, but (B, K, S): once for each chunk, whose frames all see the same."""
+    return running_chunk_means(x, window, None, key_padding_mask)[0]
+
+
+def to_frames(means, window, frames):
+    """Repeats (B, K, S), one vector for each chunk, over the frames of the chunks: (B, T, S)."""
+    if window.chunk_frames == 1:
+        return means
+    means = means.unsqueeze(2).expand(-1, -1, window.chunk_frames, -1)
+    return means.flatten(1, 2)[:, :frames]
+
+
+class RunningSums(NamedTuple):
+    """What later chunks need of the ones before, in float64; its size does not grow with time.
+
+    With all to the left seen, H is 1: the sum of everything so far. Otherwise the sums of the last
+    ``left_chunks`` chunks.
+    """
+
+    total: torch.Tensor  # (B, H, S)
+    count: torch.Tensor  # (B, H, 1)
+
+
+def running_chunk_means(x, window, state=None, key_padding_mask=None):
+    """Continues `chunk_means` where an earlier call ended: equal to one call on the whole.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, T, S), the next frames, finite: whole chunks, but for the end of the stream.
+    window : Window
+        The same in every call.
+    state : RunningSums or None
+        Of the call before; None starts.
+    key_padding_mask : torch.Tensor or None
+        (B, T), True on padding.
+
+    Returns
+    -------
+    means : torch.Tensor
+        (B, K, S), in the type of x; `to_frames` repeats them over the frames.
+    state : RunningSums
+        For the next call.
+
+    Example
+    -------
+    >>> x = torch.rand(1, 6, 3)
+    >>> first, state = running_chunk_means(x[:, :4], Window(2))
+    >>> second, state = running_chunk_means(x[:, 4:], Window(2), state)
+    >>> torch.allclose(torch.cat([first, second], 1), chunk_means(x, Window(2)))
+    True
+    """
+    accumulator = _accumulator(x)
+    if key_padding_mask is None:
+        valid = torch.ones(*x.shape[:2], 1, dtype=accumulator, device=x.device)
+    else:
+        valid = key_padding_mask.logical_not().unsqueeze(-1).to(accumulator)
+        x = x.masked_fill(key_padding_mask.unsqueeze(-1), 0.0)
+    history_of_total, history_of_count = (None, None) if state is None else state
+    total, history_of_total = _window_sums(x, window, history_of_total)
+    count, history_of_count = _window_sums(valid, window, history_of_count)
+    means = total.to(accumulator) / count.clamp(min=1).to(accumulator)
+    return means.to(x.dtype), RunningSums(history_of_total, history_of_count)
+
+
+def _window_sums(x, window, history):
+    """Sums of (B, T, S) over each chunk's window, (B, K, S), and the history to go on from."""
+    if window.chunk_frames > 1:
+        x = _in_blocks(x, window.chunk_frames).sum(2, dtype=_accumulator(x))
+    chunks = x.size(1)
+    if history is not None:
+        x = torch.cat([history, x], 1)
+    if window.left_chunks is None:
+        sums = _prefix_sums(x, _accumulator(x))
+        return sums[:, -chunks:], sums[:, -1:].double()
+    sums = _prefix_sums(x, torch.float64)  # whose differences may be small
+    seen = min(window.left_chunks + 1, x.size(1))
+    sums = sums - functional.pad(sums, (0, 0, seen, -seen))
+    return sums[:, -chunks:], x[:, max(0, x.size(1) - window.left_chunks) :].double()
+
+
+def _prefix_sums(x, dtype):
+    """Sums (B, T, S) of the frames 0 to t: those of a block in ``dtype``, of blocks in float64."""
+    blocks = _in_blocks(x).cumsum(2, dtype=dtype)
+    carry = blocks[:, :, -1].cumsum(1, dtype=torch.float64)
+    carry = functional.pad(carry, (0, 0, 1, -1)).unsqueeze(2)  # of the blocks before
+    return blocks.add_(carry.to(dtype)).flatten(1, 2)[:, : x.size(1)]
+
+
+def decayed_mean(x, decay, key_padding_mask=None):
+    """Mean with the weights decay^|i-j|, which sum to one over the valid frames j, in O(T).
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, T, S), finite.
+    decay : float
+        Between 0 and 1.
+    key_padding_mask : torch.Tensor or None
+        (B, T), True on padding. A row of padding alone has means of zero.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T, S), in the type of x; without meaning on padding.
+
+    Reference: decay of SummaryMixing, arXiv 2307.07421.
+    """
+    accumulator = _accumulator(x)
+    if key_padding_mask is None:
+        valid = torch.ones(1, x.size(1), 1, dtype=accumulator, device=x.device)
+    else:
+        valid = key_padding_mask.logical_not().unsqueeze(-1).to(accumulator)
+        x = x.masked_fill(key_padding_mask.unsqueeze(-1), 0.0)
+    with torch.autocast(x.device.type, enabled=False):
+        total = _decayed_sums(x.to(accumulator), decay)
+        weight = _decayed_sums(valid, decay).clamp(min=1)  # a valid frame's own weight is 1
+        return (total / weight).to(x.dtype)
+
+
+def _decayed_sums(x, decay):
+    """Sums over j of decay^|i-j| x_j, of (B, T, S).
+
+    Inside of a block by a matrix. A block tells those to the right its sum as seen from its last
+    frame, and those to the left as seen from its first; between the blocks these two decay by
+    decay^BLOCK, again by a matrix, which is smaller than x up to T = BLOCK² S.
+    """
+    blocks = _in_blocks(x)  # (B, T / BLOCK, BLOCK, S)
+    frame = torch.arange(BLOCK, device=x.device)
+    block = torch.arange(blocks.size(1), device=x.device)
+
+    def weights(distance):  # float64: decay may be near to 1, and its powers near to 0
+        return (decay ** distance.double()).to(x.dtype)
+
+    to_right, to_left = frame.flip(0), frame
+    inside = weights((frame[:, None] - frame).abs())
+    sums = torch.cat([inside, weights(torch.stack([to_right, to_left]))]) @ blocks
+    sums, from_last, from_first = sums.split([BLOCK, 1, 1], dim=2)
+    between = weights(BLOCK * (block[:, None] - block - 1).clamp(min=0)).tril(-1)
+    carry = torch.stack([between @ from_last.squeeze(2), between.T @ from_first.squeeze(2)], 2)
+    sums = sums + weights(torch.stack([to_left, to_right], 1) + 1) @ carry
+    return sums.flatten(1, 2)[:, : x.size(1)]
+
+
+def _in_blocks(x, size=BLOCK):
+    """(B, T, S), filled up with zeros, as (B, ceil(T / size), size, S)."""
+    blocks = (x.size(1) + size - 1) // size
+    return functional.pad(x, (0, 0, 0, blocks * size - x.size(1))).unflatten(1, (blocks, size))
+
+
+def _allowed(attn_mask):
+    return attn_mask.logical_not() if attn_mask.dtype == torch.bool else attn_mask == 0
 
 
 def _accumulator(x):

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
-from speechbrain_summarymixing.nnet.summaries import masked_mean, windowed_mean
+from speechbrain_summarymixing.nnet.summaries import (
+    Window,
+    attn_mask_mean,
+    chunk_means,
+    decayed_mean,
+    masked_mean,
+    to_frames,
+)
 
 
 class SummaryMixing(nn.Module):
@@ -41,8 +48,9 @@ class SummaryMixing(nn.Module):
         False: no f and no c, h_t = s_bar ("lite"); needs summary_dims[-1] == d_out.
     shared_projection : bool
         f and s are the two halves of one layer ("fast"); one head.
-    decay : None
-        Reserved for the decayed mean.
+    decay : float or None
+        Between 0 and 1, typically 0.995: s_bar is a mean for each frame i, with the weights
+        decay^|i-j| for frame j. None: all weights are equal.
 
     Raises
     ------
@@ -59,7 +67,7 @@ class SummaryMixing(nn.Module):
     (torch.Size([2, 50, 16]), None)
     """
 
-    supports_window = False
+    supports_window = True
 
     def __init__(
         self,
@@ -77,14 +85,15 @@ class SummaryMixing(nn.Module):
         decay=None,
     ):
         super().__init__()
-        if decay is not None:
+        if decay is not None and not 0.0 < decay < 1.0:
             raise ValueError(
-                f"decay is {decay}, but only the uniform mean is there yet: leave decay at None"
+                f"decay is {decay}, but must be above 0 and below 1: None is the uniform mean"
             )
         default = (d_model,) if shared_projection else (d_model, d_model)
         self.d_model = d_model
         self.d_out = d_model if d_out is None else d_out
         self.nhead = nhead
+        self.decay = decay
         self.local_dims = _widths("local_dims", local_dims, default) if local_branch else ()
         self.summary_dims = _widths("summary_dims", summary_dims, default)
         self._check(local_dims, local_branch, shared_projection, dropout)
@@ -148,13 +157,13 @@ class SummaryMixing(nn.Module):
             None or the query: the mixer has one input.
         attn_mask : torch.Tensor or None
             (T, T) or (B, T, T): bool, True where frame j is blocked for frame i, or float, where 0
-            allows and -inf blocks. It costs O(T²), as in attention.
+            allows and -inf blocks. It costs O(T²), as in attention; a window does not.
         key_padding_mask : torch.Tensor or None
             (B, T), bool, True on padding. What stands there has no influence; its output is zero.
         pos_embs : torch.Tensor or None
             Not used: attention's relative positions have no meaning for a mean.
-        window : None
-            Reserved for windows without a mask.
+        window : Window or None
+            The frames that each frame sees; None is all.
 
         Returns
         -------
@@ -166,7 +175,8 @@ class SummaryMixing(nn.Module):
         Raises
         ------
         ValueError
-            If a shape does not fit or key or value is another tensor.
+            If a shape does not fit, key or value is another tensor, or more than one of attn_mask,
+            window and decay is given.
         """
         self._check_input(query, key, value, attn_mask, key_padding_mask, window)
         batch, frames, _ = query.shape
@@ -179,28 +189,37 @@ class SummaryMixing(nn.Module):
         for layer in self.summary_layers:
             summary = self.activation(layer(summary))
         summary = join_heads(summary).view(batch, frames, -1)
-        if attn_mask is None:
-            summary = masked_mean(summary, key_padding_mask).unsqueeze(1)  # (B, 1, S)
-        else:
-            summary = windowed_mean(summary, attn_mask, key_padding_mask)  # (B, T, S)
-        summary = self.summary_norm(summary)
+        summary = self.summary_norm(self._mean(summary, attn_mask, key_padding_mask, window))
 
         if self.local_dims:
             local = hidden[..., :split]
             for layer in self.local_layers:
                 local = self.activation(layer(local))
             local = self.local_norm(join_heads(local)).view(batch, frames, -1)
-            output = self._combine(local, summary)
+            output = self._combine(local, summary, window)
         else:
-            output = summary.expand(batch, frames, self.d_out)
+            output = summary if window is None else to_frames(summary, window, frames)
+            output = output.expand(batch, frames, self.d_out)
         return (output if padding is None else output.masked_fill(padding, 0.0)), None
 
-    def _combine(self, local, summary):
-        """c([local ; summary]) of (B, T, L) and (B, 1 or T, S), without the concatenation."""
+    def _mean(self, summary, attn_mask, key_padding_mask, window):
+        """s_bar (B, M, S) of s(x_t) (B, T, S): M is 1, the frames T or the chunks of the window."""
+        if window is not None:
+            return chunk_means(summary, window, key_padding_mask)
+        if attn_mask is not None:
+            return attn_mask_mean(summary, attn_mask, key_padding_mask)
+        if self.decay is not None:
+            return decayed_mean(summary, self.decay, key_padding_mask)
+        return masked_mean(summary, key_padding_mask).unsqueeze(1)
+
+    def _combine(self, local, summary, window):
+        """c([local ; summary]) of (B, T, L) and (B, M, S), without the concatenation."""
         weight_local, weight_summary = self.combiner.weight.split(
             [self.local_dims[-1], self.summary_dims[-1]], dim=1
         )
         shared = nn.functional.linear(self.dropout(summary), weight_summary, self.combiner.bias)
+        if window is not None:
+            shared = to_frames(shared, window, local.size(1))
         return self.activation(nn.functional.linear(self.dropout(local), weight_local).add_(shared))
 
     def _check_input(self, query, key, value, attn_mask, key_padding_mask, window):
@@ -229,8 +248,22 @@ class SummaryMixing(nn.Module):
                 f"attn_mask has shape {tuple(attn_mask.shape)}, but must be {(frames, frames)} or "
                 f"{(batch, frames, frames)}: one mask for all heads"
             )
-        if window is not None:
-            raise ValueError("window is not there yet: pass an attn_mask instead")
+        if window is not None and not isinstance(window, Window):
+            raise ValueError(
+                f"window is {window!r}, but must be a Window, as Window(chunk_frames=16), or None: "
+                "pass a tensor as attn_mask"
+            )
+        if window is not None and attn_mask is not None:
+            raise ValueError(
+                f"window is {window} and attn_mask has shape {tuple(attn_mask.shape)}, but each "
+                "says alone what a frame sees: pass one of them"
+            )
+        if self.decay is not None and (window is not None or attn_mask is not None):
+            what = "attn_mask" if window is None else f"window {window}"
+            raise ValueError(
+                f"{what} is given, but decay is {self.decay}, and a decayed mean always sees the "
+                "whole utterance: pass None, or build the mixer with decay=None"
+            )
 
 
 def _widths(name, dims, default):

@@ -18,7 +18,7 @@ from speechbrain_summarymixing.corpora import an4, librispeech, mini
 from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
 from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.inference.export import export
-from speechbrain_summarymixing.training import data, metrics
+from speechbrain_summarymixing.training import curves, data, metrics
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
 from speechbrain_summarymixing.training.run_guard import check_output_folder
@@ -339,11 +339,12 @@ def test(brain, hparams, tests):
                 brain.wer_stats.write_stats(file)
             logger.info("%s: WER %.2f%%", name, results["test"][name]["WER"])
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())
-    results["train_seconds"] = round(brain.train_seconds, 1)
-    results["optimizer_steps"] = brain.optimizer_step
     results["threads"] = torch.get_num_threads()
     results["device"] = brain.device
     if if_main_process():
+        last = curves.read(folder)[-1]  # the tested checkpoints may be of earlier epochs
+        results["train_seconds"] = float(last["train_seconds"])
+        results["optimizer_steps"] = int(last["steps"])
         write_json(folder / "results.json", results)
     return results
 

@@ -6,11 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from speechbrain.lobes.models.transformer.TransformerASR import EncoderWrapper
-from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL
+from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL, RoPEMHA
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
+from speechbrain_summarymixing.lobes.mixers import LinearHyperMixing, NoMixing
 from speechbrain_summarymixing.lobes.positions import AddSinePositions
+from speechbrain_summarymixing.nnet.fastformer import Fastformer
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D = 16
@@ -20,32 +24,41 @@ MIXERS = {
     "lite": partial(SummaryMixing, D, local_branch=False),
     "fast": partial(SummaryMixing, D, shared_projection=True),
     "regular attention": partial(MultiheadAttention, nhead=4, d_model=D),
+    "decay": partial(SummaryMixing, D, decay=0.9),
     "relative attention": partial(RelPosMHAXL, num_heads=4, embed_dim=D),
+    "rotary attention": partial(RoPEMHA, num_heads=4, embed_dim=D),
+    "Fastformer": partial(Fastformer, D, nhead=4),
+    "HyperMixing": partial(LinearHyperMixing, D, 32, nhead=4),
+    "none": NoMixing,
 }
 every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+every_encoder = pytest.mark.parametrize("encoder", ["branchformer", "conformer", "transformer"])
+
+
+SMALL = {
+    "d_model": D,
+    "nhead": 2,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 1,
+    "d_ffn": 32,
+    "csgu_linear_units": 24,
+    "kernel_size": 5,
+}
 
 
 def model(mixer=MIXERS["summary"], **options):
     torch.manual_seed(0)
-    options = {
-        "d_model": D,
-        "nhead": 2,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 1,
-        "d_ffn": 32,
-        "csgu_linear_units": 24,
-        "kernel_size": 5,
-        **options,
-    }
+    options = {**SMALL, **options}
     return SummaryMixingASR(30, 12, token_mixer=mixer, **options).eval()
 
 
+@every_encoder
 @every_mixer
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=4), seed=st.integers(0, 99))
-def test_encoder_output_is_the_same_alone_and_in_any_batch(mixer, lengths, seed):
+def test_encoder_output_is_the_same_alone_and_in_any_batch(encoder, mixer, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
-    net, longest = model(mixer), max(lengths)
+    net, longest = model(mixer, encoder_module=encoder), max(lengths)
     batch = torch.randn(len(lengths), longest, 12, generator=generator)
     together = net.encode(batch, torch.tensor([n / longest for n in lengths]))
     for row, n in enumerate(lengths):
@@ -53,9 +66,11 @@ def test_encoder_output_is_the_same_alone_and_in_any_batch(mixer, lengths, seed)
         assert (together[row, :n] - alone[0]).abs().max() < 1e-4
 
 
+@every_encoder
 @every_mixer
-def test_forward_encode_and_decode_agree(mixer):
-    net, src, tgt = model(mixer), torch.randn(3, 20, 12), torch.randint(1, 30, (3, 6))
+def test_forward_encode_and_decode_agree(encoder, mixer):
+    net = model(mixer, encoder_module=encoder)
+    src, tgt = torch.randn(3, 20, 12), torch.randint(1, 30, (3, 6))
     lengths = torch.tensor([1.0, 0.5, 0.75])
     encoded, decoded = net(src, tgt, lengths)
     torch.testing.assert_close(net.encode(src, lengths), encoded)
@@ -64,9 +79,10 @@ def test_forward_encode_and_decode_agree(mixer):
     torch.testing.assert_close(prediction, decoded)
 
 
+@every_encoder
 @every_mixer
-def test_every_parameter_learns(mixer):
-    net = model(mixer).train()
+def test_every_parameter_learns(encoder, mixer):
+    net = model(mixer, encoder_module=encoder).train()
     encoded, decoded = net(torch.randn(2, 9, 12), torch.randint(1, 30, (2, 4)), torch.ones(2))
     (encoded.square().mean() + decoded.square().mean()).backward()
     silent = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
@@ -74,11 +90,26 @@ def test_every_parameter_learns(mixer):
     assert [n for n in silent if n.startswith("encoder.")] == []
 
 
-def test_ten_minutes_encode_beyond_the_first_table():
-    net = model()
-    frames = 10 * 60 * 25
-    with torch.no_grad():
+@every_encoder
+@pytest.mark.parametrize("name", ["summary", "lite", "decay", "Fastformer", "HyperMixing"])
+def test_an_hour_encodes_in_memory_that_grows_with_its_length(encoder, name):
+    net, frames = model(MIXERS[name], encoder_module=encoder), 60 * 60 * 25
+    with torch.no_grad(), LargestTensor() as largest:
         assert net.encode(torch.randn(1, frames, 12)).isfinite().all()
+    assert largest.elements <= 100 * frames
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return output
 
 
 def test_grown_positions_equal_a_table_that_was_long_at_once():
@@ -129,13 +160,21 @@ def test_sine_positions_only_where_the_mixer_brings_none():
     assert has_sine(model())
     assert not has_sine(model(positional_encoding=None))
     assert not has_sine(model(MIXERS["relative attention"]))
+    assert not has_sine(model(MIXERS["rotary attention"]))
 
 
-def test_hidden_states_and_layer_drop():
-    net = model(output_hidden_states=True)
+def test_without_a_mixer_a_branchformer_keeps_its_convolution_branch_alone():
+    layer = model(NoMixing).encoder.layers[0]
+    names = {name.split(".")[0] for name, _ in layer.named_parameters()}
+    assert names == {"convolution_branch", "norm_conv"}
+
+
+@every_encoder
+def test_hidden_states_and_layer_drop(encoder):
+    net = model(output_hidden_states=True, encoder_module=encoder)
     encoded, hidden = net.encode(torch.randn(1, 7, 12))
     assert len(hidden) == 3 and encoded.shape == (1, 7, D)
-    dropped = model(layerdrop_prob=0.999999).train()
+    dropped = model(layerdrop_prob=0.999999, encoder_module=encoder).train()
     dropped(torch.randn(1, 7, 12), torch.ones(1, 2, dtype=torch.long))[0].sum().backward()
     assert all(p.grad is None for p in dropped.encoder.layers.parameters())
 
@@ -152,7 +191,7 @@ def test_without_a_decoder_only_encode_works():
         ({"mixer": "SummaryMixing"}, TypeError, "'SummaryMixing', but must be a callable"),
         ({"encoder_module": "rnn"}, ValueError, "'rnn', but must be"),
         ({"positional_encoding": "learnt"}, ValueError, "'learnt', but must be"),
-        ({"causal": True}, ValueError, "no causal form"),
+        ({"causal": True}, ValueError, "see the whole utterance"),
     ],
 )
 def test_wrong_options_raise(options, error, message):
@@ -160,16 +199,26 @@ def test_wrong_options_raise(options, error, message):
         model(**options)
 
 
+@every_encoder
 @every_mixer
-def test_no_tensor_is_made_on_the_wrong_device(mixer):
-    if mixer.func is RelPosMHAXL:
-        pytest.skip("SpeechBrain's relative positions are made on the CPU under FakeTensorMode")
+def test_no_tensor_is_made_on_the_wrong_device(encoder, mixer):
+    if getattr(mixer, "func", None) in (RelPosMHAXL, RoPEMHA):
+        pytest.skip("SpeechBrain keeps its positions from one FakeTensorMode to the next")
     with FakeTensorMode(), torch.device("cuda"):
-        net = SummaryMixingASR(
-            30, 12, token_mixer=mixer, d_model=D, nhead=2, num_encoder_layers=1,
-            num_decoder_layers=1, d_ffn=32, csgu_linear_units=24, kernel_size=5,
-        )  # fmt: skip
+        net = SummaryMixingASR(30, 12, token_mixer=mixer, encoder_module=encoder, **SMALL)
         src = torch.randn(2, 3000, 12)
         tgt = torch.ones(2, 4, dtype=torch.long)
         encoded, decoded = net(src, tgt, torch.ones(2))
     assert encoded.device.type == decoded.device.type == "cuda"
+
+
+@every_encoder
+@pytest.mark.parametrize("name", [name for name in MIXERS if name != "rotary attention"])
+def test_the_encoder_compiles_to_one_graph_for_all_lengths(encoder, name):
+    torch._dynamo.reset()
+    net = model(MIXERS[name], encoder_module=encoder, num_encoder_layers=1)
+    compiled = torch.compile(net.encode, fullgraph=True, dynamic=True, backend="eager")
+    for lengths in ([1.0, 0.5], [0.3, 1.0, 0.7]):
+        src = torch.randn(len(lengths), 10 + 10 * len(lengths), 12)
+        lengths = torch.tensor(lengths)
+        torch.testing.assert_close(compiled(src, lengths), net.encode(src, lengths))

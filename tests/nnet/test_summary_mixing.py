@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.nnet import reference
 from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
+from speechbrain_summarymixing.nnet.summaries import CAUSAL
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing, load_published_state_dict
 
 D = 8
@@ -42,42 +43,21 @@ def padding_of(lengths, frames):
     return torch.arange(frames) >= torch.tensor(lengths)[:, None]
 
 
-def assert_equal_to_reference(cell, x, **masks):
-    """Outputs, and gradients of a random projection by input and every parameter."""
-    results = []
-    direction = torch.randn(*x.shape[:2], cell.d_out, dtype=x.dtype)
-    for run in (
-        lambda x: cell(x, **masks)[0],
-        lambda x: reference.summary_mixing(cell, x, **masks),
-    ):
-        cell.zero_grad()
-        leaf = x.clone().requires_grad_()
-        output = run(leaf)
-        (output * direction).sum().backward()
-        gradients = {name: p.grad.clone() for name, p in cell.named_parameters()}
-        results.append((output.detach(), leaf.grad, gradients))
-    (output, by_input, by_weight), (expected, expected_by_input, expected_by_weight) = results
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-8)
-    torch.testing.assert_close(by_input, expected_by_input, atol=1e-10, rtol=1e-8)
-    for name, gradient in by_weight.items():
-        torch.testing.assert_close(gradient, expected_by_weight[name], atol=1e-10, rtol=1e-8)
-
-
 @every_form
 @pytest.mark.parametrize("lengths", [None, [7, 4, 1], [7, 7, 0]], ids=str)
-def test_outputs_and_gradients_equal_the_equations(form, lengths):
+def test_outputs_and_gradients_equal_the_equations(form, lengths, assert_equal_to_reference):
     masks = {} if lengths is None else {"key_padding_mask": padding_of(lengths, 7)}
     assert_equal_to_reference(make(form), torch.randn(3, 7, D).double(), **masks)
 
 
 @every_form
-def test_one_frame(form):
+def test_one_frame(form, assert_equal_to_reference):
     assert_equal_to_reference(make(form), torch.randn(2, 1, D).double())
 
 
 @every_form
 @pytest.mark.parametrize("kind", ["bool", "float", "batched"])
-def test_attention_masks_equal_the_equations(form, kind):
+def test_attention_masks_equal_the_equations(form, kind, assert_equal_to_reference):
     torch.manual_seed(1)
     mask = torch.rand(2, 6, 6) < 0.5 if kind == "batched" else torch.rand(6, 6) < 0.5
     mask[..., 2, :] = True  # a frame that sees nothing
@@ -346,7 +326,8 @@ def test_published_weights_that_do_not_fit_are_refused_and_change_nothing():
         ({"local_branch": False, "local_dims": (8,)}, "there is no f"),
         ({"shared_projection": True, "nhead": 2}, "nhead is 2"),
         ({"shared_projection": True, "local_dims": (4,)}, "\\(4,\\) and summary_dims \\(8,\\)"),
-        ({"decay": 0.9}, "decay is 0.9"),
+        ({"decay": 0.0}, "decay is 0.0, but must be above 0"),
+        ({"decay": 1.0}, "decay is 1.0, but must be above 0 and below 1"),
     ],
 )
 def test_wrong_options_raise_with_value_and_rule(options, message):
@@ -366,7 +347,11 @@ X = torch.zeros(2, 5, D)
         ({"query": X, "value": X.clone()}, "value is another tensor"),
         ({"query": X, "key_padding_mask": torch.zeros(2, 4).bool()}, "\\(2, 4\\).*\\(2, 5\\)"),
         ({"query": X, "attn_mask": torch.zeros(4, 5).bool()}, "attn_mask has shape \\(4, 5\\)"),
-        ({"query": X, "window": 3}, "window is not there yet"),
+        ({"query": X, "window": 3}, "window is 3, but must be a Window"),
+        (
+            {"query": X, "window": CAUSAL, "attn_mask": torch.zeros(5, 5).bool()},
+            "attn_mask has shape \\(5, 5\\), but each says alone",
+        ),
     ],
 )
 def test_wrong_inputs_raise_with_value_and_rule(call, message):

@@ -236,6 +236,15 @@ def test_speechbrain_run_options(train):
     assert (folder / "pretrained").is_dir()
 
 
-def test_the_attention_baseline_trains_from_its_own_file(train):
-    folder = train(yaml="hparams/branchformer_attention.yaml")
-    assert "RelPosMHAXL" in (folder / "pretrained" / "README.md").read_text()
+def test_tensorboard_is_an_option(train):
+    folder = train(tensorboard="True")
+    assert list((folder / "tensorboard").glob("**/events*"))
+
+
+def test_a_missing_tensorboard_is_named(train, monkeypatch):
+    def missing(**_):
+        raise ImportError("tensorboard")
+
+    monkeypatch.setattr(experiment, "TensorboardLogger", missing)
+    with pytest.raises(SystemExit, match=r'pip install "speechbrain-summarymixing\[tensorboard\]"'):
+        train(tensorboard="True")

@@ -1,0 +1,1 @@
+"""What the mixers cost, measured."""

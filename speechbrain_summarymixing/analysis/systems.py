@@ -1,0 +1,141 @@
+"""The encoders of hyperparameter files, ready to be measured."""
+
+import tempfile
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.training.config import load_hyperparams
+
+FRAMES_PER_SECOND = 25  # after the front-end: one frame in 40 ms
+
+
+class System:
+    """The encoder of one hyperparameter file: ``encode`` of its ``transformer``.
+
+    Arguments
+    ---------
+    path : str or Path
+        A file as ``train.py`` takes it.
+    name : str or None
+        In tables; None means the file's name without its ending.
+    settings : sequence of str
+        Options ``key=value`` over those of the file.
+    device : str
+        "cpu" or "cuda".
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or built with the settings.
+    """
+
+    def __init__(self, path, *, name=None, settings=(), device="cpu"):
+        self.path, self.name, self.device = str(path), name or Path(path).stem, device
+        hparams = _load(path, parse_settings(settings))
+        self.transformer = hparams["transformer"].to(device)
+        self.input_size = int(hparams["front_end_output"])
+        encoder = (self.transformer.custom_src_module, self.transformer.encoder)
+        self.parameters = sum(p.numel() for module in encoder for p in module.parameters())
+
+    def random_input(self, seconds, batch=1):
+        """Returns random front-end output (batch, frames, input size) for a length in seconds."""
+        return torch.randn(batch, frames_of(seconds), self.input_size, device=self.device)
+
+    def step(self, what, x):
+        """Encodes ``x`` (batch, frames, input size); for "training" gradients are computed too.
+
+        They stay in the parameters until `forget_gradients`.
+        """
+        training = what == "training"
+        self.transformer.train(training)
+        with torch.set_grad_enabled(training):
+            output = self.transformer.encode(x)
+            if training:
+                output.sum().backward()
+
+    def forget_gradients(self):
+        """Frees the gradients of the last step."""
+        self.transformer.zero_grad(set_to_none=True)
+
+
+def load_systems(paths, *, settings=(), device="cpu"):
+    """Loads systems under different names.
+
+    Arguments
+    ---------
+    paths : sequence of str or Path
+    settings, device
+        As in `System`.
+
+    Returns
+    -------
+    list of System
+        Named by their files, with folders where two names would be the same.
+
+    Raises
+    ------
+    UserError
+        If there is no path, one stands twice, or one cannot be loaded.
+    """
+    paths = [str(path) for path in paths]
+    if not paths:
+        raise UserError(
+            "no system is given, but one or more are needed: give hyperparameter files, such as "
+            "hparams/sumformer.yaml"
+        )
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice:
+        raise UserError(f"{twice} is given twice, but each system is measured once: leave one out")
+    stems = [Path(path).stem for path in paths]
+    names = [s if stems.count(s) == 1 else path for s, path in zip(stems, paths)]
+    return [
+        System(path, name=name, settings=settings, device=device)
+        for path, name in zip(paths, names)
+    ]
+
+
+def frames_of(seconds):
+    """Returns the encoder's frames for a length in seconds."""
+    return round(FRAMES_PER_SECOND * seconds)
+
+
+def parse_settings(settings):
+    """Returns a dict of options ``key=value``, whose values are YAML."""
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise UserError(
+                f"--set {setting}: must be key=value, such as num_encoder_layers=18 "
+                "(hyperparameter files stand before --set)"
+            )
+        try:
+            parsed[key] = ruamel.yaml.YAML(typ="safe").load(value)
+        except ruamel.yaml.YAMLError as error:
+            raise UserError(
+                f"--set {setting}: {value!r} is no YAML value: give a number, a word or [a, list]"
+            ) from error
+    return parsed
+
+
+def _load(path, overrides):
+    # the checkpointer of a system makes its folders when it is built
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            hparams = load_hyperparams(path, {**overrides, "output_folder": folder})
+        except (AssertionError, TypeError, ValueError) as error:
+            used = " ".join(f"{k}={v}" for k, v in overrides.items()) or "its own settings"
+            raise UserError(
+                f"{path} cannot be built with {used} ({type(error).__name__}: {error}): "
+                "widths must fit the heads, front_end_output the front-end"
+            ) from error
+    for key in ("transformer", "front_end_output"):
+        if key not in hparams:
+            raise UserError(
+                f"{path} has no key {key}, but the encoder is taken from transformer and its "
+                "input's width from front_end_output: add it (see hparams/parts/asr.yaml)"
+            )
+    return hparams

@@ -1,0 +1,150 @@
+"""Conformer (arXiv 2005.08100) with an injected token mixer, exact under padding.
+
+B is the batch, T the number of frames, D the model's width.
+"""
+
+import torch
+from speechbrain.lobes.models.transformer.Conformer import (
+    ConformerEncoder,
+    ConformerEncoderLayer,
+    ConvolutionModule,
+)
+from speechbrain.nnet.activations import Swish
+
+from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
+
+# With a name that it does not know SpeechBrain's Conformer builds no attention.
+NO_ATTENTION = "injected"
+
+
+class MaskedConvolutionModule(ConvolutionModule):
+    """SpeechBrain's convolution module, whose convolution sees zeros in place of padding.
+
+    Example
+    -------
+    >>> MaskedConvolutionModule(8, kernel_size=3)(torch.rand(2, 20, 8)).shape
+    torch.Size([2, 20, 8])
+    """
+
+    def forward(self, x, mask=None, dynchunktrain_config=None):
+        """Returns (B, T, D) of ``x`` (B, T, D); ``mask`` (B, T, 1): True is padding."""
+        hidden = self.bottleneck(self.layer_norm(x).transpose(1, 2))  # (B, D, T)
+        if mask is not None:
+            hidden = hidden.masked_fill(mask.transpose(1, 2), 0.0)
+        if dynchunktrain_config is not None:
+            hidden = self._convolve_chunks(hidden, dynchunktrain_config.chunk_size)
+        else:
+            hidden = self.conv(hidden)[..., : hidden.size(2)]  # a causal one pads both ends
+        output = self.after_conv(hidden.transpose(1, 2))
+        return output if mask is None else output.masked_fill(mask, 0.0)
+
+    def _convolve_chunks(self, x, chunk):
+        """Convolves (B, D, T) chunk by chunk: to the right a chunk sees zeros."""
+        batch, width, frames = x.shape
+        x = torch.nn.functional.pad(x, (self.padding, -frames % chunk))
+        chunks = x.unfold(2, chunk + self.padding, chunk).transpose(1, 2)  # (B, chunks, D, ...)
+        chunks = torch.nn.functional.pad(chunks, (0, self.padding)).flatten(0, 1)
+        chunks = torch.nn.functional.conv1d(
+            chunks, self.conv.weight, self.conv.bias, groups=self.conv.groups
+        )
+        chunks = chunks.unflatten(0, (batch, -1)).transpose(1, 2)  # (B, D, chunks, chunk)
+        return chunks.reshape(batch, width, -1)[..., :frames]
+
+
+class MixerConformerLayer(ConformerEncoderLayer):
+    """Conformer layer around any token mixer.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D.
+    token_mixer : torch.nn.Module
+        Called as SpeechBrain's attention: ``(query, key, value, attn_mask=, key_padding_mask=,
+        pos_embs=) -> (output, weights)``.
+    d_ffn : int
+        Hidden width of the feed-forward modules.
+    kernel_size : int
+        Of the convolution, in frames.
+    activation : callable
+        Returns an activation module.
+    bias : bool
+        Of the convolution module.
+    dropout : float
+        Probability of zeroing an activation.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        token_mixer,
+        d_ffn=2048,
+        kernel_size=31,
+        activation=Swish,
+        bias=True,
+        dropout=0.0,
+    ):
+        super().__init__(
+            d_model,
+            d_ffn,
+            1,
+            activation=activation,
+            bias=bias,
+            dropout=dropout,
+            kernel_size=kernel_size,
+            attention_type=NO_ATTENTION,
+        )
+        self.mha_layer = token_mixer
+        if isinstance(token_mixer, NoMixing):
+            self.norm1 = torch.nn.Identity()
+        self.convolution_module = MaskedConvolutionModule(
+            d_model, kernel_size, bias, activation, dropout
+        )
+
+
+class MixerConformerEncoder(InjectedMixers, ConformerEncoder):
+    """Conformer encoder whose layers each get a new token mixer.
+
+    Arguments
+    ---------
+    num_layers : int
+        Number of layers.
+    d_model : int
+        Width D.
+    make_mixer : callable
+        Returns a new token mixer at each call.
+    output_hidden_states : bool
+        Return the hidden states too.
+    layerdrop_prob : float
+        Probability of skipping a layer in training.
+    **layer_options
+        To `MixerConformerLayer`.
+
+    Example
+    -------
+    >>> from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
+    >>> encoder = MixerConformerEncoder(2, 16, lambda: SummaryMixing(16), d_ffn=32)
+    >>> encoder(torch.rand(3, 20, 16))[0].shape
+    torch.Size([3, 20, 16])
+    """
+
+    def __init__(
+        self,
+        num_layers,
+        d_model,
+        make_mixer,
+        output_hidden_states=False,
+        layerdrop_prob=0.0,
+        **layer_options,
+    ):
+        super().__init__(
+            0,
+            d_model,
+            1,
+            1,
+            attention_type=NO_ATTENTION,
+            output_hidden_states=output_hidden_states,
+            layerdrop_prob=layerdrop_prob,
+        )
+        self.set_layers(
+            MixerConformerLayer(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
+        )

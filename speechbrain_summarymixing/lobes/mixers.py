@@ -1,0 +1,120 @@
+"""Token mixers that SpeechBrain brings, made ready to be injected, and the absence of one."""
+
+from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
+from speechbrain.nnet.hypermixing import HyperMixing
+from torch import nn
+
+from speechbrain_summarymixing.lobes.positions import SinePositions
+
+
+class LinearHyperMixing(HyperMixing):
+    """SpeechBrain's multi-head HyperMixing, for any length and without a T x T tensor.
+
+    SpeechBrain's returns zeros (B, T, T) in the place of attention's weights, and its positions
+    end at max_length.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D.
+    hypernet_size : int
+        Hidden width of the token-mixing MLP, over all heads.
+    nhead : int
+        Number of heads.
+    tied : bool
+        One generated matrix for both layers of the token-mixing MLP.
+
+    Reference: HyperMixer, arXiv 2203.03691; in speech, arXiv 2305.18281.
+
+    Example
+    -------
+    >>> import torch
+    >>> output, weights = LinearHyperMixing(16, 32, nhead=4)(torch.rand(2, 50, 16))
+    >>> output.shape, weights
+    (torch.Size([2, 50, 16]), None)
+    """
+
+    def __init__(self, d_model, hypernet_size, *, nhead=8, tied=False):
+        super().__init__(d_model, hypernet_size, tied=tied, num_heads=nhead, max_length=1)
+        self.positional_encoding = SinePositions(d_model)
+
+    def forward(
+        self,
+        query,
+        key=None,
+        value=None,
+        attn_mask=None,
+        key_padding_mask=None,
+        pos_embs=None,
+    ):
+        """Mixes ``query`` (B, T, D); the call is that of SpeechBrain's attention.
+
+        Raises
+        ------
+        ValueError
+            If attn_mask is given: HyperMixing sees the whole sequence.
+        """
+        if attn_mask is not None:
+            raise ValueError(
+                f"attn_mask of shape {tuple(attn_mask.shape)} is given, but HyperMixing always "
+                "sees the whole sequence: pass None, or take another mixer for a causal model"
+            )
+        # SpeechBrain's forward, less its zeros (B, T, T)
+        padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(-1)  # (B, T, 1)
+        x = query if padding is None else query.masked_fill(padding, 0.0)
+        first, second = self.hyper(x + self.positional_encoding(x))  # (B, H, T, K / H)
+        if padding is not None:
+            first = first.masked_fill(padding.unsqueeze(1), 0.0)
+            second = second.masked_fill(padding.unsqueeze(1), 0.0)
+        heads = x.unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)  # (B, H, D / H, T)
+        mixed = self.activation(heads @ first) @ second.transpose(2, 3)  # (B, H, D / H, T)
+        return self.layer_norm(mixed.flatten(1, 2).transpose(1, 2)), None
+
+
+class NoMixing(nn.Module):
+    """No token mixer: a Branchformer keeps its convolution branch alone, a Conformer its module.
+
+    Reference: "Branchformer, CNN only" of arXiv 2307.07421.
+    """
+
+    def forward(
+        self, query, key=None, value=None, attn_mask=None, key_padding_mask=None, pos_embs=None
+    ):
+        """Returns a zero of no dimension, which adds nothing, and no weights."""
+        return query.new_zeros(()), None
+
+
+class InjectedMixers:
+    """What SpeechBrain's encoders need to take layers around injected token mixers.
+
+    Stands before the SpeechBrain encoder among the base classes.
+    """
+
+    mixer_name = "mha_layer"
+
+    def set_layers(self, layers):
+        """Takes the layers; relative attention among them gets its positions here."""
+        self.layers = nn.ModuleList(layers)
+        relative = [mixer for mixer in self.mixers() if isinstance(mixer, RelPosMHAXL)]
+        self.relative_positions = RelPosEncXL(relative[0].embed_dim) if relative else None
+
+    def mixers(self):
+        """Returns the token mixer of each layer."""
+        return [getattr(layer, self.mixer_name) for layer in self.layers]
+
+    def has_own_positions(self):
+        """Whether a mixer brings positions, so that sine positions are left out."""
+        return any(isinstance(mixer, (RelPosMHAXL, RoPEMHA)) for mixer in self.mixers())
+
+    def forward(
+        self,
+        src,
+        src_mask=None,
+        src_key_padding_mask=None,
+        pos_embs=None,
+        dynchunktrain_config=None,
+    ):
+        """As SpeechBrain's, with relative positions made here when the mixer needs them."""
+        if pos_embs is None and self.relative_positions is not None:
+            pos_embs = self.relative_positions(src)
+        return super().forward(src, src_mask, src_key_padding_mask, pos_embs, dynchunktrain_config)

@@ -1,0 +1,106 @@
+"""Transformer encoder (arXiv 1706.03762) with an injected token mixer."""
+
+from speechbrain.lobes.models.transformer.Transformer import (
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+from torch import nn
+
+from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
+
+# With a name that it does not know SpeechBrain's Transformer builds no attention.
+NO_ATTENTION = "injected"
+
+
+class MixerTransformerLayer(TransformerEncoderLayer):
+    """Transformer encoder layer around any token mixer.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D.
+    token_mixer : torch.nn.Module
+        Called as SpeechBrain's attention: ``(query, key, value, attn_mask=, key_padding_mask=,
+        pos_embs=) -> (output, weights)``.
+    d_ffn : int
+        Hidden width of the feed-forward layer.
+    activation : callable
+        Returns an activation module.
+    dropout : float
+        Probability of zeroing an activation.
+    normalize_before : bool
+        Pre-norm.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        token_mixer,
+        d_ffn=2048,
+        activation=nn.GELU,
+        dropout=0.0,
+        normalize_before=True,
+    ):
+        super().__init__(
+            d_ffn,
+            1,
+            d_model,
+            activation=activation,
+            dropout=dropout,
+            normalize_before=normalize_before,
+            attention_type=NO_ATTENTION,
+        )
+        self.self_att = token_mixer
+        if isinstance(token_mixer, NoMixing) and normalize_before:
+            self.norm1 = nn.Identity()
+
+
+class MixerTransformerEncoder(InjectedMixers, TransformerEncoder):
+    """Transformer encoder whose layers each get a new token mixer.
+
+    Arguments
+    ---------
+    num_layers : int
+        Number of layers.
+    d_model : int
+        Width D.
+    make_mixer : callable
+        Returns a new token mixer at each call.
+    output_hidden_states : bool
+        Return the hidden states too.
+    layerdrop_prob : float
+        Probability of skipping a layer in training.
+    **layer_options
+        To `MixerTransformerLayer`.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
+    >>> encoder = MixerTransformerEncoder(2, 16, lambda: SummaryMixing(16), d_ffn=32)
+    >>> encoder(torch.rand(3, 20, 16))[0].shape
+    torch.Size([3, 20, 16])
+    """
+
+    mixer_name = "self_att"
+
+    def __init__(
+        self,
+        num_layers,
+        d_model,
+        make_mixer,
+        output_hidden_states=False,
+        layerdrop_prob=0.0,
+        **layer_options,
+    ):
+        super().__init__(
+            0,
+            1,
+            1,
+            d_model=d_model,
+            output_hidden_states=output_hidden_states,
+            layerdrop_prob=layerdrop_prob,
+        )
+        self.set_layers(
+            MixerTransformerLayer(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
+        )

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.analysis.cell_cost import COLUMNS, bare_products, cell_cost
+from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
+
+
+def flops(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("nhead", [1, 4])
+@pytest.mark.parametrize("dims", [(16, 16), (16,), (32, 16, 8)])
+def test_products_are_those_of_the_cell(nhead, dims):
+    cell, x = (
+        SummaryMixing(16, nhead=nhead, local_dims=dims, summary_dims=dims),
+        torch.rand(2, 50, 16),
+    )
+    with torch.no_grad():
+        whole = flops(lambda: cell(x))
+    of_the_mean = 2 * 2 * dims[-1] * 16  # the summary's part of c: one product for each utterance
+    assert flops(bare_products(cell, x)) == whole - of_the_mean
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_row_says_what_was_timed(train):
+    row = cell_cost(nhead=2, frames=20, d_model=16, train=train, repetitions=2)
+    assert tuple(row) == COLUMNS
+    assert row["cell_ms"] > 0 and row["products_ms"] > 0
+    expected = row["cell_ms"] / row["products_ms"] / (3 if train else 1)
+    assert row["ratio"] == pytest.approx(expected)
+
+
+def test_the_command_prints_a_table_and_its_machine(capsys):
+    assert cli.main("benchmark cell --nhead 1 2 --frames 10 20 --repetitions 1".split()) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "cores" in out[0] and out[1].split(",") == list(COLUMNS)
+    assert [line.split(",")[:2] for line in out[2:]] == [
+        ["1", "10"], ["1", "20"], ["2", "10"], ["2", "20"],
+    ]  # fmt: skip
+
+
+def test_a_wrong_number_is_said(capsys):
+    assert cli.main("benchmark cell --frames 0".split()) == 1
+    assert "frames is 0, but must be 1 or more" in capsys.readouterr().err
