@@ -102,22 +102,7 @@ class MixerConformerLayer(ConformerEncoderLayer):
 
 
 class MixerConformerEncoder(InjectedMixers, ConformerEncoder):
-    """Conformer encoder whose layers each get a new token mixer.
-
-    Arguments
-    ---------
-    num_layers : int
-        Number of layers.
-    d_model : int
-        Width D.
-    make_mixer : callable
-        Returns a new token mixer at each call.
-    output_hidden_states : bool
-        Return the hidden states too.
-    layerdrop_prob : float
-        Probability of skipping a layer in training.
-    **layer_options
-        To `MixerConformerLayer`.
+    """Conformer encoder whose layers each get a new token mixer; arguments of `InjectedMixers`.
 
     Example
     -------
@@ -127,24 +112,5 @@ class MixerConformerEncoder(InjectedMixers, ConformerEncoder):
     torch.Size([3, 20, 16])
     """
 
-    def __init__(
-        self,
-        num_layers,
-        d_model,
-        make_mixer,
-        output_hidden_states=False,
-        layerdrop_prob=0.0,
-        **layer_options,
-    ):
-        super().__init__(
-            0,
-            d_model,
-            1,
-            1,
-            attention_type=NO_ATTENTION,
-            output_hidden_states=output_hidden_states,
-            layerdrop_prob=layerdrop_prob,
-        )
-        self.set_layers(
-            MixerConformerLayer(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
-        )
+    layer_class = MixerConformerLayer
+    base_options = {"d_ffn": 1, "attention_type": NO_ATTENTION}

@@ -85,18 +85,52 @@ class NoMixing(nn.Module):
 
 
 class InjectedMixers:
-    """What SpeechBrain's encoders need to take layers around injected token mixers.
+    """A SpeechBrain encoder whose layers each get a new token mixer.
 
     Stands before the SpeechBrain encoder among the base classes.
+
+    Arguments
+    ---------
+    num_layers : int
+        Number of layers.
+    d_model : int
+        Width D.
+    make_mixer : callable
+        Returns a new token mixer at each call.
+    output_hidden_states : bool
+        Return the hidden states too.
+    layerdrop_prob : float
+        Probability of skipping a layer in training.
+    **layer_options
+        To ``layer_class``.
     """
 
-    mixer_name = "mha_layer"
+    layer_class = None  # called with d_model and a mixer
+    mixer_name = "mha_layer"  # of the mixer in a layer
+    base_options = {}  # what SpeechBrain's encoder asks for to be built without a layer
 
-    def set_layers(self, layers):
-        """Takes the layers; relative attention among them gets its positions here."""
-        self.layers = nn.ModuleList(layers)
-        relative = [mixer for mixer in self.mixers() if isinstance(mixer, RelPosMHAXL)]
-        self.relative_positions = RelPosEncXL(relative[0].embed_dim) if relative else None
+    def __init__(
+        self,
+        num_layers,
+        d_model,
+        make_mixer,
+        output_hidden_states=False,
+        layerdrop_prob=0.0,
+        **layer_options,
+    ):
+        super().__init__(
+            num_layers=0,
+            d_model=d_model,
+            nhead=1,
+            output_hidden_states=output_hidden_states,
+            layerdrop_prob=layerdrop_prob,
+            **self.base_options,
+        )
+        self.layers = nn.ModuleList(
+            self.layer_class(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
+        )
+        relative = any(isinstance(mixer, RelPosMHAXL) for mixer in self.mixers())
+        self.relative_positions = RelPosEncXL(d_model) if relative else None
 
     def mixers(self):
         """Returns the token mixer of each layer."""

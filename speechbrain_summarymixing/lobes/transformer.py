@@ -56,22 +56,7 @@ class MixerTransformerLayer(TransformerEncoderLayer):
 
 
 class MixerTransformerEncoder(InjectedMixers, TransformerEncoder):
-    """Transformer encoder whose layers each get a new token mixer.
-
-    Arguments
-    ---------
-    num_layers : int
-        Number of layers.
-    d_model : int
-        Width D.
-    make_mixer : callable
-        Returns a new token mixer at each call.
-    output_hidden_states : bool
-        Return the hidden states too.
-    layerdrop_prob : float
-        Probability of skipping a layer in training.
-    **layer_options
-        To `MixerTransformerLayer`.
+    """Transformer encoder whose layers each get a new token mixer; arguments of `InjectedMixers`.
 
     Example
     -------
@@ -82,25 +67,6 @@ class MixerTransformerEncoder(InjectedMixers, TransformerEncoder):
     torch.Size([3, 20, 16])
     """
 
+    layer_class = MixerTransformerLayer
     mixer_name = "self_att"
-
-    def __init__(
-        self,
-        num_layers,
-        d_model,
-        make_mixer,
-        output_hidden_states=False,
-        layerdrop_prob=0.0,
-        **layer_options,
-    ):
-        super().__init__(
-            0,
-            1,
-            1,
-            d_model=d_model,
-            output_hidden_states=output_hidden_states,
-            layerdrop_prob=layerdrop_prob,
-        )
-        self.set_layers(
-            MixerTransformerLayer(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
-        )
+    base_options = {"d_ffn": 1}

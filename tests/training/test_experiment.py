@@ -123,6 +123,29 @@ def test_unknown_option_and_missing_csv(train, tmp_path):
         train(corpus="timit", train_csv="null", valid_csv="null", test_csv="null")
 
 
+def test_a_corpus_of_librispeechs_layout(train, noises, tmp_path):
+    for split in ("train", "valid", "test"):
+        for row in manifest(noises, split).values():
+            key = (
+                row["ID"]
+                .replace("train-", "1-1-")
+                .replace("valid-", "2-1-")
+                .replace("test-", "3-1-")
+            )
+            chapter = tmp_path / "corpus" / split / key[0] / "1"
+            chapter.mkdir(parents=True, exist_ok=True)
+            shutil.copy(row["wav"], chapter / f"{key}.flac")
+            with open(chapter / f"{key[0]}-1.trans.txt", "a") as file:
+                file.write(f"{key} {row['wrd']}\n")
+    csvs = {f"{split}_csv": "null" for split in ("train", "valid", "test")}
+    splits = {f"{split}_splits": split for split in ("train", "valid", "test")}
+    options = {"corpus": "librispeech", "data_folder": tmp_path / "corpus", **csvs, **splits}
+    results = json.loads((train(**options) / "results.json").read_text())
+    assert results["test"]["test"]["utterances"] == 6
+    with pytest.raises(SystemExit, match="no split dev-clean; it holds test, train, valid"):
+        train(**{**options, "test_splits": "test,dev-clean"})
+
+
 def changed_manifest(noises, path, change):
     """A copy of train.csv whose rows went through ``change``."""
     with open(noises / "train.csv", newline="") as file:
