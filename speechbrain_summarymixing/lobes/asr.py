@@ -6,6 +6,7 @@ from torch import nn
 
 from speechbrain_summarymixing.lobes.branchformer import NO_ATTENTION, MixerBranchformerEncoder
 from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
+from speechbrain_summarymixing.lobes.mixers import check_mixer
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
 from speechbrain_summarymixing.lobes.transformer import MixerTransformerEncoder
 
@@ -116,7 +117,7 @@ class SummaryMixingASR(TransformerASR):
         output_hidden_states=False,
         layerdrop_prob=0.0,
     ):
-        _check_mixer(token_mixer)
+        check_mixer(token_mixer)
         if encoder_module not in ENCODERS:
             raise ValueError(
                 f"encoder_module is {encoder_module!r}, but must be one of {', '.join(ENCODERS)}"
@@ -183,19 +184,6 @@ class SummaryMixingASR(TransformerASR):
         if positional_encoding is not None and not self.encoder.has_own_positions():
             # after custom_src_module SpeechBrain passes its output straight to the encoder
             self.custom_src_module.append(AddSinePositions(d_model))
-
-
-def _check_mixer(token_mixer):
-    if isinstance(token_mixer, nn.Module):
-        raise TypeError(
-            f"token_mixer is a {type(token_mixer).__name__} module, which all layers would share: "
-            "pass a callable that returns a new one (!name: in place of !new: in YAML)"
-        )
-    if not callable(token_mixer):
-        raise TypeError(
-            f"token_mixer is {token_mixer!r}, but must be a callable that returns a new module, "
-            "such as functools.partial(SummaryMixing, d_model)"
-        )
 
 
 def _xavier_outside_mixers(encoder):

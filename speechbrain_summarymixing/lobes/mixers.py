@@ -7,6 +7,20 @@ from torch import nn
 from speechbrain_summarymixing.lobes.positions import SinePositions
 
 
+def check_mixer(token_mixer):
+    """Raises TypeError unless ``token_mixer`` is a callable, and no module, that makes mixers."""
+    if isinstance(token_mixer, nn.Module):
+        raise TypeError(
+            f"token_mixer is a {type(token_mixer).__name__} module, which all layers would share: "
+            "pass a callable that returns a new one (!name: in place of !new: in YAML)"
+        )
+    if not callable(token_mixer):
+        raise TypeError(
+            f"token_mixer is {token_mixer!r}, but must be a callable that returns a new module, "
+            "such as functools.partial(SummaryMixing, d_model)"
+        )
+
+
 class LinearHyperMixing(HyperMixing):
     """SpeechBrain's multi-head HyperMixing, for any length and without a T x T tensor.
 

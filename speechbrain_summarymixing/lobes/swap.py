@@ -6,7 +6,7 @@ B is the batch, T the number of frames, D the model's width.
 import torch
 from torch import nn
 
-from speechbrain_summarymixing.lobes.asr import _check_mixer
+from speechbrain_summarymixing.lobes.mixers import check_mixer
 
 
 class TorchSelfAttention(nn.Module):
@@ -199,7 +199,7 @@ def swap_self_attention(model, make_mixer):
     >>> encoder(torch.rand(2, 50, 16)).shape
     torch.Size([2, 50, 16])
     """
-    _check_mixer(make_mixer)
+    check_mixer(make_mixer)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, but must be a torch.nn.Module")
     found = [(layer, *known) for layer in model.modules() if (known := _known(layer))]
