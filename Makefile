@@ -1,5 +1,6 @@
 # make train: set up, make the mini corpus, train, test and export a Sumformer.
 # make test:  set up and run every test.
+# make clean: remove what these made, but for corpora (data) and trained models (results).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ lint: $(SETUP)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage* data results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
 
 $(SETUP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python %d.%d is too old: 3.10 or later is needed; make PYTHON=python3.x" % sys.version_info[:2])'
