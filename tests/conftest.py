@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from speechbrain.utils.importutils import LazyModule
 
@@ -17,6 +18,10 @@ def _file_is_not_worth_an_import(self, name):
 
 
 LazyModule.__getattr__ = _file_is_not_worth_an_import
+
+# how fast an example runs is a property of the machine
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def model(mixer=MIXERS["summary"], **options):
 
 @every_encoder
 @every_mixer
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=4), seed=st.integers(0, 99))
 def test_encoder_output_is_the_same_alone_and_in_any_batch(encoder, mixer, lengths, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -29,7 +29,7 @@ def test_fbank_refuses_channels_by_shape():
         WholeFrameFbank()(torch.rand(1, 2, 160))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 12), min_size=2, max_size=4), seed=st.integers(0, 99))
 def test_waveform_to_front_end_is_exact_under_padding(lengths, seed):
     generator = torch.Generator().manual_seed(seed)

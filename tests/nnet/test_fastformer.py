@@ -41,7 +41,7 @@ def test_outputs_and_gradients_equal_the_equations(nhead, lengths):
         torch.testing.assert_close(fast, slow, atol=1e-10, rtol=1e-8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_a_batch_is_its_utterances_one_by_one(lengths, seed):
     mixer, frames = make(seed=seed), max(lengths)

@@ -38,7 +38,7 @@ def reference_means(x, padding, window=None, decay=None):
     return torch.stack(rows).view_as(x)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(frames=st.integers(1, 2 * BLOCK + 2), window=windows, data=st.data())
 def test_the_windowed_mean_and_its_gradient_equal_the_loops(frames, window, data):
     padding = padding_of([frames, data.draw(st.integers(0, frames))], frames)
@@ -52,7 +52,7 @@ def test_the_windowed_mean_and_its_gradient_equal_the_loops(frames, window, data
     torch.testing.assert_close(output, by_mask, atol=1e-12, rtol=1e-10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(frames=st.integers(1, 2 * BLOCK + 2), decay=st.floats(0.01, 0.9999), data=st.data())
 def test_the_decayed_mean_and_its_gradient_equal_the_loops(frames, decay, data):
     padding = padding_of([frames, data.draw(st.integers(0, frames))], frames)
@@ -87,7 +87,7 @@ def test_a_window_without_a_valid_frame_has_the_mean_zero(window):
     assert not decayed_mean(x, 0.9, padding)[1].any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(frames=st.integers(1, 300), window=windows, data=st.data())
 def test_means_piece_by_piece_equal_those_of_the_whole(frames, window, data):
     padding = padding_of([frames, data.draw(st.integers(0, frames))], frames)
@@ -151,7 +151,7 @@ def test_half_types_are_summed_in_float32_and_returned(dtype):
         torch.testing.assert_close(mean, x)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(frames=st.integers(1, 60), window=windows, is_float=st.booleans())
 def test_a_window_is_recognised_in_its_mask(frames, window, is_float):
     mask = window.attn_mask(frames)

@@ -81,7 +81,7 @@ def test_permuting_frames_permutes_the_output(form):
 
 
 @every_form
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_a_batch_is_its_utterances_one_by_one(form, lengths, seed):
     cell, frames = make(form, seed), max(lengths)

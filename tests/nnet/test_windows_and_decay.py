@@ -80,7 +80,7 @@ def test_they_equal_the_equations_over_several_blocks_of_the_scan(
 
 
 @every_form
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 200), min_size=1, max_size=3),
     chunk_frames=st.integers(1, 40),
@@ -97,7 +97,7 @@ def test_a_window_equals_the_attention_mask_that_says_the_same(
 
 
 @every_form
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(frames=st.integers(2, 200), chunk_frames=st.integers(1, 20), data=st.data())
 def test_a_window_hides_what_comes_after_the_chunk(form, frames, chunk_frames, data):
     cell, window = make(form), Window(chunk_frames)
@@ -112,7 +112,7 @@ def test_a_window_hides_what_comes_after_the_chunk(form, frames, chunk_frames, d
 
 
 @every_summary
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4))
 def test_a_batch_is_its_utterances_one_by_one(summary, lengths):
     cell, window = make_with({}, summary)
