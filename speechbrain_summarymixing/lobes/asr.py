@@ -1,5 +1,11 @@
 """Encoder-decoder for speech recognition whose encoder mixes tokens by any injected module."""
 
+import torch
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.lobes.models.transformer.Transformer import (
+    get_key_padding_mask,
+    get_lookahead_mask,
+)
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.activations import Swish
 from torch import nn
@@ -9,6 +15,7 @@ from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
 from speechbrain_summarymixing.lobes.mixers import check_mixer
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
 from speechbrain_summarymixing.lobes.transformer import MixerTransformerEncoder
+from speechbrain_summarymixing.nnet.summaries import CAUSAL
 
 ENCODERS = {
     "branchformer": MixerBranchformerEncoder,
@@ -20,7 +27,7 @@ ENCODERS = {
 class SummaryMixingASR(TransformerASR):
     """SpeechBrain's `TransformerASR` with an injected token mixer.
 
-    ``forward``, ``encode`` and ``decode`` are SpeechBrain's; the decoder keeps its attention.
+    ``forward``, ``encode`` and ``decode`` have SpeechBrain's calls.
 
     Arguments
     ---------
@@ -60,11 +67,13 @@ class SummaryMixingASR(TransformerASR):
     normalize_before : bool
         Pre-norm layers of the decoder and of a Transformer encoder.
     causal : bool
-        Must be False.
+        The encoder's mixers and convolutions see no later frame.
     output_hidden_states : bool
         ``encode`` and ``forward`` return the encoder's hidden states too.
     layerdrop_prob : float
         Probability of skipping an encoder layer in training.
+    summary_decoder : bool
+        The decoder's self-attention is replaced by a causal SummaryMixing.
 
     Raises
     ------
@@ -116,20 +125,23 @@ class SummaryMixingASR(TransformerASR):
         causal=False,
         output_hidden_states=False,
         layerdrop_prob=0.0,
+        summary_decoder=False,
     ):
         check_mixer(token_mixer)
-        if encoder_module not in ENCODERS:
+        if encoder_module not in (*ENCODERS, "contextnet"):
             raise ValueError(
-                f"encoder_module is {encoder_module!r}, but must be one of {', '.join(ENCODERS)}"
+                f"encoder_module is {encoder_module!r}, but must be one of "
+                f"{', '.join(ENCODERS)} or contextnet"
+            )
+        if kernel_size % 2 == 0 and not causal:
+            raise ValueError(
+                f"kernel_size is {kernel_size}, but a convolution centred on its frame needs an "
+                f"odd one: take {kernel_size + 1}"
             )
         if positional_encoding not in ("fixed_abs_sine", None):
             raise ValueError(
                 f"positional_encoding is {positional_encoding!r}, but must be 'fixed_abs_sine' "
                 "or None (relative and rotary attention bring their own)"
-            )
-        if causal:
-            raise ValueError(
-                "causal is True, but these encoders see the whole utterance: set causal to False"
             )
         super().__init__(
             tgt_vocab,
@@ -150,6 +162,7 @@ class SummaryMixingASR(TransformerASR):
             causal=False,
             output_hidden_states=output_hidden_states,
         )
+        self.causal = causal
         self.positional_encoding_decoder = SinePositions(d_model)
         layer_options = {
             "branchformer": {
@@ -158,12 +171,14 @@ class SummaryMixingASR(TransformerASR):
                 "activation": branchformer_activation,
                 "gate_activation": gate_activation,
                 "use_linear_after_conv": use_linear_after_conv,
+                "causal": causal,
             },
             "conformer": {
                 "kernel_size": kernel_size,
                 "d_ffn": d_ffn,
                 "activation": conformer_activation,
                 "bias": bias,
+                "causal": causal,
             },
             "transformer": {
                 "d_ffn": d_ffn,
@@ -171,19 +186,138 @@ class SummaryMixingASR(TransformerASR):
                 "normalize_before": normalize_before,
             },
         }
-        self.encoder = ENCODERS[encoder_module](
-            num_encoder_layers,
-            d_model,
-            token_mixer,
-            output_hidden_states=output_hidden_states,
-            layerdrop_prob=layerdrop_prob,
-            dropout=dropout,
-            **layer_options[encoder_module],
-        )
-        _xavier_outside_mixers(self.encoder)
+        if encoder_module == "contextnet":
+            from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder
+
+            self.encoder = ContextNetEncoder(
+                d_model=d_model,
+                num_blocks=num_encoder_layers,
+                kernel_size=kernel_size,
+                dropout=dropout,
+                output_hidden_states=output_hidden_states,
+            )
+        else:
+            self.encoder = ENCODERS[encoder_module](
+                num_encoder_layers,
+                d_model,
+                token_mixer,
+                output_hidden_states=output_hidden_states,
+                layerdrop_prob=layerdrop_prob,
+                dropout=dropout,
+                **layer_options[encoder_module],
+            )
+            _xavier_outside_mixers(self.encoder)
+        if summary_decoder:
+            from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
+
+            self.decoder = SummaryDecoder(
+                num_decoder_layers,
+                d_model,
+                nhead=nhead,
+                d_ffn=d_ffn,
+                dropout=dropout,
+                activation=activation,
+                normalize_before=normalize_before,
+            )
         if positional_encoding is not None and not self.encoder.has_own_positions():
             # after custom_src_module SpeechBrain passes its output straight to the encoder
             self.custom_src_module.append(AddSinePositions(d_model))
+
+    def forward(self, src, tgt, wav_len=None, pad_idx=0, dynchunktrain_config=None):
+        """Encodes speech and predicts each target token from the ones before.
+
+        Arguments
+        ---------
+        src : torch.Tensor
+            (B, T, F) or (B, T, F', C), the front-end's output.
+        tgt : torch.Tensor or None
+            (B, U), tokens after a beginning of sentence; None only encodes.
+        wav_len : torch.Tensor or None
+            (B,), relative lengths.
+        pad_idx : int
+            The token of padding.
+        dynchunktrain_config : DynChunkTrainConfig or None
+            Chunks of the encoder, as in ``encode``.
+
+        Returns
+        -------
+        encoded : torch.Tensor
+            (B, T', D).
+        hidden_states : list
+            Only with ``output_hidden_states``.
+        decoded : torch.Tensor
+            (B, U, D); before the layer that makes scores of tokens.
+
+        Raises
+        ------
+        ValueError
+            As ``encode``.
+        """
+        outputs, padding = self._encode(src, wav_len, dynchunktrain_config)
+        if tgt is None:
+            return outputs
+        target = self.custom_tgt_module(tgt)
+        decoded, _, _ = self.decoder(
+            target + self.positional_encoding_decoder(target),
+            outputs[0],
+            tgt_mask=get_lookahead_mask(tgt),
+            tgt_key_padding_mask=get_key_padding_mask(tgt, pad_idx),
+            memory_key_padding_mask=padding,
+        )
+        return (outputs[0], *outputs[2:], decoded)
+
+    def encode(self, src, wav_len=None, pad_idx=0, dynchunktrain_config=None):
+        """Encodes speech.
+
+        Arguments
+        ---------
+        src : torch.Tensor
+            (B, T, F) or (B, T, F', C), the front-end's output.
+        wav_len : torch.Tensor or None
+            (B,), relative lengths.
+        pad_idx : int
+            Not used, as in SpeechBrain.
+        dynchunktrain_config : DynChunkTrainConfig or None
+            Each frame sees its chunk and chunks to the left of it; convolutions see zeros to the
+            right of the chunk. No T x T tensor is made for mixers that support windows.
+
+        Returns
+        -------
+        encoded : torch.Tensor
+            (B, T', D).
+        hidden_states : list
+            Only with ``output_hidden_states``.
+
+        Raises
+        ------
+        ValueError
+            If chunks are asked of a causal encoder, or a mixer always sees the whole utterance.
+
+        Reference: dynamic chunk training, arXiv 2012.05481.
+        """
+        outputs, _ = self._encode(src, wav_len, dynchunktrain_config)
+        return (outputs[0], outputs[2]) if self.output_hidden_states else outputs[0]
+
+    def _encode(self, src, wav_len, dynchunktrain_config):
+        """The encoder's outputs, and the padding (B, T') of the first of them."""
+        if self.causal and dynchunktrain_config is not None:
+            raise ValueError(
+                f"dynchunktrain_config is {dynchunktrain_config}, but the encoder is causal: pass "
+                "None, or build it with causal=False"
+            )
+        if src.dim() == 4:
+            src = src.flatten(2)
+        padding = None
+        if wav_len is not None:
+            lengths = torch.round(wav_len * src.size(1))
+            padding = length_to_mask(lengths, max_len=src.size(1)).logical_not()
+        outputs = self.encoder(
+            self.custom_src_module(src),
+            src_mask=CAUSAL if self.causal else None,
+            src_key_padding_mask=padding,
+            dynchunktrain_config=dynchunktrain_config,
+        )
+        return outputs, None if padding is None else padding[:, :: self.encoder.stride]
 
 
 def _xavier_outside_mixers(encoder):

@@ -12,6 +12,7 @@ from speechbrain.lobes.models.transformer.Branchformer import (
 )
 from torch import nn
 
+from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
 from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
@@ -22,17 +23,23 @@ NO_ATTENTION = "RoPEMHA"
 class MaskedSpatialGatingUnit(ConvolutionalSpatialGatingUnit):
     """SpeechBrain's spatial gating unit, whose convolution sees zeros in place of padding."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, causal=False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.conv.padding_mode = "constant"
+        self.causal = causal
 
-    def forward(self, x, key_padding_mask=None):
-        """Gates one half of ``x`` (B, T, 2C) by the other; ``key_padding_mask`` (B, T)."""
+    def forward(self, x, key_padding_mask=None, chunk_frames=None):
+        """Gates one half of ``x`` (B, T, 2C) by the other; see `MaskedConvolutionBranch`."""
         x1, x2 = x.chunk(2, dim=-1)
         x2 = self.norm(x2)
         if key_padding_mask is not None:
             x2 = x2.masked_fill(key_padding_mask.unsqueeze(-1), 0.0)
-        x2 = self.conv(x2)
+        x2 = depthwise_convolution(
+            x2.transpose(1, 2),
+            self.conv.conv.weight,
+            self.conv.conv.bias,
+            causal=self.causal,
+            chunk_frames=chunk_frames,
+        ).transpose(1, 2)
         if self.use_linear_after_conv:
             x2 = self.linear(x2)
         return self.dropout(self.activation(x2) * x1)
@@ -50,6 +57,7 @@ class MaskedConvolutionBranch(ConvolutionBranch):
         gate_activation=nn.Identity,
         dropout=0.0,
         use_linear_after_conv=False,
+        causal=False,
     ):
         super().__init__(input_size, linear_units, kernel_size, activation)
         self.csgu = MaskedSpatialGatingUnit(
@@ -58,12 +66,17 @@ class MaskedConvolutionBranch(ConvolutionBranch):
             dropout=dropout,
             use_linear_after_conv=use_linear_after_conv,
             activation=gate_activation,
+            causal=causal,
         )
 
-    def forward(self, x, key_padding_mask=None):
-        """Returns (B, T, D) of ``x`` (B, T, D); ``key_padding_mask`` (B, T): True is padding."""
+    def forward(self, x, key_padding_mask=None, chunk_frames=None):
+        """Returns (B, T, D) of ``x`` (B, T, D).
+
+        ``key_padding_mask`` is (B, T), True on padding; no frame sees beyond the end of its chunk
+        of ``chunk_frames``.
+        """
         x = self.activation(self.pre_channel_proj(x))
-        return self.post_channel_proj(self.csgu(x, key_padding_mask))
+        return self.post_channel_proj(self.csgu(x, key_padding_mask, chunk_frames))
 
 
 class MixerBranchformerLayer(BranchformerEncoderLayer):
@@ -86,6 +99,8 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         Probability of zeroing an activation.
     use_linear_after_conv : bool
         A linear layer after the gate's convolution.
+    causal : bool
+        The convolution sees no later frame.
     """
 
     def __init__(
@@ -98,6 +113,7 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         gate_activation=nn.Identity,
         dropout=0.0,
         use_linear_after_conv=False,
+        causal=False,
     ):
         branch = dict(
             kernel_size=kernel_size,
@@ -110,7 +126,7 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
             d_model, 1, csgu_linear_units=csgu_linear_units, attention_type=NO_ATTENTION, **branch
         )
         self.convolution_branch = MaskedConvolutionBranch(
-            d_model, linear_units=csgu_linear_units, **branch
+            d_model, linear_units=csgu_linear_units, causal=causal, **branch
         )
         self.mha_layer = token_mixer
         if isinstance(token_mixer, NoMixing):
@@ -125,10 +141,18 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
                 activation(),
             )
 
-    def forward(self, x, src_mask=None, src_key_padding_mask=None, pos_embs=None):
+    def forward(
+        self,
+        x,
+        src_mask=None,
+        src_key_padding_mask=None,
+        pos_embs=None,
+        dynchunktrain_config=None,
+    ):
         """Returns ((B, T, D), weights) of ``x`` (B, T, D); masks as `SummaryMixing.forward`."""
+        chunk_frames = None if dynchunktrain_config is None else dynchunktrain_config.chunk_size
         if self.merge_proj is None:
-            local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask)
+            local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask, chunk_frames)
             return x + self.dropout(local), None
         mixed = self.norm_mhsa(x)
         mixed, weights = self.mha_layer(
@@ -139,7 +163,7 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
             key_padding_mask=src_key_padding_mask,
             pos_embs=pos_embs,
         )
-        local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask)
+        local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask, chunk_frames)
         merged = self.merge_proj(torch.cat([self.dropout(mixed), self.dropout(local)], dim=-1))
         return x + self.dropout(merged), weights
 

@@ -11,6 +11,7 @@ from speechbrain.lobes.models.transformer.Conformer import (
 )
 from speechbrain.nnet.activations import Swish
 
+from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
 from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
 
 # With a name that it does not know SpeechBrain's Conformer builds no attention.
@@ -31,24 +32,16 @@ class MaskedConvolutionModule(ConvolutionModule):
         hidden = self.bottleneck(self.layer_norm(x).transpose(1, 2))  # (B, D, T)
         if mask is not None:
             hidden = hidden.masked_fill(mask.transpose(1, 2), 0.0)
-        if dynchunktrain_config is not None:
-            hidden = self._convolve_chunks(hidden, dynchunktrain_config.chunk_size)
-        else:
-            hidden = self.conv(hidden)[..., : hidden.size(2)]  # a causal one pads both ends
+        chunk_frames = None if dynchunktrain_config is None else dynchunktrain_config.chunk_size
+        hidden = depthwise_convolution(
+            hidden,
+            self.conv.weight,
+            self.conv.bias,
+            causal=self.causal,
+            chunk_frames=chunk_frames,
+        )
         output = self.after_conv(hidden.transpose(1, 2))
         return output if mask is None else output.masked_fill(mask, 0.0)
-
-    def _convolve_chunks(self, x, chunk):
-        """Convolves (B, D, T) chunk by chunk: to the right a chunk sees zeros."""
-        batch, width, frames = x.shape
-        x = torch.nn.functional.pad(x, (self.padding, -frames % chunk))
-        chunks = x.unfold(2, chunk + self.padding, chunk).transpose(1, 2)  # (B, chunks, D, ...)
-        chunks = torch.nn.functional.pad(chunks, (0, self.padding)).flatten(0, 1)
-        chunks = torch.nn.functional.conv1d(
-            chunks, self.conv.weight, self.conv.bias, groups=self.conv.groups
-        )
-        chunks = chunks.unflatten(0, (batch, -1)).transpose(1, 2)  # (B, D, chunks, chunk)
-        return chunks.reshape(batch, width, -1)[..., :frames]
 
 
 class MixerConformerLayer(ConformerEncoderLayer):
@@ -71,6 +64,8 @@ class MixerConformerLayer(ConformerEncoderLayer):
         Of the convolution module.
     dropout : float
         Probability of zeroing an activation.
+    causal : bool
+        The convolution sees no later frame.
     """
 
     def __init__(
@@ -82,6 +77,7 @@ class MixerConformerLayer(ConformerEncoderLayer):
         activation=Swish,
         bias=True,
         dropout=0.0,
+        causal=False,
     ):
         super().__init__(
             d_model,
@@ -97,7 +93,7 @@ class MixerConformerLayer(ConformerEncoderLayer):
         if isinstance(token_mixer, NoMixing):
             self.norm1 = torch.nn.Identity()
         self.convolution_module = MaskedConvolutionModule(
-            d_model, kernel_size, bias, activation, dropout
+            d_model, kernel_size, bias, activation, dropout, causal
         )
 
 

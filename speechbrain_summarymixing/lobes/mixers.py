@@ -1,10 +1,12 @@
 """Token mixers that SpeechBrain brings, made ready to be injected, and the absence of one."""
 
+import torch
 from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
 from speechbrain.nnet.hypermixing import HyperMixing
 from torch import nn
 
 from speechbrain_summarymixing.lobes.positions import SinePositions
+from speechbrain_summarymixing.nnet.summaries import Window, window_of_mask
 
 
 def check_mixer(token_mixer):
@@ -91,6 +93,8 @@ class NoMixing(nn.Module):
     Reference: "Branchformer, CNN only" of arXiv 2307.07421.
     """
 
+    supports_window = True
+
     def forward(
         self, query, key=None, value=None, attn_mask=None, key_padding_mask=None, pos_embs=None
     ):
@@ -119,6 +123,7 @@ class InjectedMixers:
         To ``layer_class``.
     """
 
+    stride = 1  # frames of input for one of output
     layer_class = None  # called with d_model and a mixer
     mixer_name = "mha_layer"  # of the mixer in a layer
     base_options = {}  # what SpeechBrain's encoder asks for to be built without a layer
@@ -162,7 +167,64 @@ class InjectedMixers:
         pos_embs=None,
         dynchunktrain_config=None,
     ):
-        """As SpeechBrain's, with relative positions made here when the mixer needs them."""
+        """Encodes a sequence; the call is that of SpeechBrain's encoders.
+
+        Arguments
+        ---------
+        src : torch.Tensor
+            (B, T, D).
+        src_mask : Window, torch.Tensor or None
+            What each frame sees. A mask (T, T), bool, True where blocked, or float, where 0 allows,
+            that is a window is taken as one, except on a GPU, where to look at it would wait.
+        src_key_padding_mask : torch.Tensor or None
+            (B, T), True on padding.
+        pos_embs : torch.Tensor or None
+            Relative positions; None makes them when a mixer needs them.
+        dynchunktrain_config : DynChunkTrainConfig or None
+            The chunks of the convolutions, and of the mixers where src_mask is None.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T, D).
+        weights : list
+            Of each layer's mixer, or None.
+        hidden_states : list
+            One more than layers, (B, T, D), with ``output_hidden_states``.
+        """
         if pos_embs is None and self.relative_positions is not None:
             pos_embs = self.relative_positions(src)
-        return super().forward(src, src_mask, src_key_padding_mask, pos_embs, dynchunktrain_config)
+        seen = self._seen(src, src_mask, dynchunktrain_config)
+        weights, hidden_states = [], [src]
+        drop = self.training and self.layerdrop_prob > 0.0
+        drawn = torch.rand(len(self.layers)).tolist() if drop else [1.0] * len(self.layers)
+        for layer, number in zip(self.layers, drawn):
+            if drop and number <= self.layerdrop_prob:
+                continue
+            src, layer_weights = layer(
+                src,
+                src_mask=seen,
+                src_key_padding_mask=src_key_padding_mask,
+                pos_embs=pos_embs,
+                dynchunktrain_config=dynchunktrain_config,
+            )
+            weights.append(layer_weights)
+            hidden_states.append(src)
+        output = self.norm(src)
+        if self.output_hidden_states:
+            return output, weights, hidden_states
+        return output, weights
+
+    def _seen(self, src, src_mask, dynchunktrain_config):
+        """The mask as the mixers take it: None, a window, or a tensor for those without windows."""
+        if src_mask is None and dynchunktrain_config is not None:
+            src_mask = Window(
+                dynchunktrain_config.chunk_size, dynchunktrain_config.left_context_size
+            )
+        if torch.is_tensor(src_mask) and not (src_mask.is_cuda or torch.compiler.is_compiling()):
+            src_mask = window_of_mask(src_mask) or src_mask
+        if isinstance(src_mask, Window) and not all(
+            getattr(mixer, "supports_window", False) for mixer in self.mixers()
+        ):
+            return src_mask.attn_mask(src.size(1), src.device)
+        return src_mask

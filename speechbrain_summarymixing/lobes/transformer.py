@@ -54,6 +54,17 @@ class MixerTransformerLayer(TransformerEncoderLayer):
         if isinstance(token_mixer, NoMixing) and normalize_before:
             self.norm1 = nn.Identity()
 
+    def forward(
+        self,
+        src,
+        src_mask=None,
+        src_key_padding_mask=None,
+        pos_embs=None,
+        dynchunktrain_config=None,
+    ):
+        """Returns ((B, T, D), weights) of ``src`` (B, T, D); chunks are src_mask's affair."""
+        return super().forward(src, src_mask, src_key_padding_mask, pos_embs)
+
 
 class MixerTransformerEncoder(InjectedMixers, TransformerEncoder):
     """Transformer encoder whose layers each get a new token mixer; arguments of `InjectedMixers`.

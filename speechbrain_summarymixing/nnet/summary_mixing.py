@@ -11,9 +11,9 @@ from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_he
 from speechbrain_summarymixing.nnet.summaries import (
     Window,
     attn_mask_mean,
-    chunk_means,
     decayed_mean,
     masked_mean,
+    running_chunk_means,
     to_frames,
 )
 
@@ -155,9 +155,10 @@ class SummaryMixing(nn.Module):
             (B, T, D).
         key, value : torch.Tensor or None
             None or the query: the mixer has one input.
-        attn_mask : torch.Tensor or None
+        attn_mask : torch.Tensor, Window or None
             (T, T) or (B, T, T): bool, True where frame j is blocked for frame i, or float, where 0
-            allows and -inf blocks. It costs O(T²), as in attention; a window does not.
+            allows and -inf blocks. It costs O(T²), as in attention; a window, here or as
+            ``window``, does not.
         key_padding_mask : torch.Tensor or None
             (B, T), bool, True on padding. What stands there has no influence; its output is zero.
         pos_embs : torch.Tensor or None
@@ -178,7 +179,57 @@ class SummaryMixing(nn.Module):
             If a shape does not fit, key or value is another tensor, or more than one of attn_mask,
             window and decay is given.
         """
+        if window is None and isinstance(attn_mask, Window):
+            attn_mask, window = None, attn_mask
         self._check_input(query, key, value, attn_mask, key_padding_mask, window)
+        return self._mix(query, attn_mask, key_padding_mask, window)[0], None
+
+    def forward_streaming(self, query, window, state=None, key_padding_mask=None):
+        """Continues a sequence where the call before ended: equal to `forward` on the whole.
+
+        Arguments
+        ---------
+        query : torch.Tensor
+            (B, T, D), the next frames: whole chunks of the window, but for the end of the sequence.
+        window : Window
+            The same in every call.
+        state : RunningSums or None
+            Of the call before; None starts.
+        key_padding_mask : torch.Tensor or None
+            (B, T), bool, True on padding.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T, d_out).
+        state : RunningSums
+            For the next call; its size does not grow with time.
+
+        Raises
+        ------
+        ValueError
+            If window is None, a shape does not fit, or the mixer decays.
+
+        Reference: streaming SummaryMixing, arXiv 2409.07165.
+
+        Example
+        -------
+        >>> mixer, x = SummaryMixing(16).eval(), torch.rand(2, 50, 16)
+        >>> first, state = mixer.forward_streaming(x[:, :32], Window(8))
+        >>> second, state = mixer.forward_streaming(x[:, 32:], Window(8), state)
+        >>> whole, _ = mixer(x, window=Window(8))
+        >>> torch.allclose(torch.cat([first, second], 1), whole, atol=1e-6)
+        True
+        """
+        if window is None:
+            raise ValueError(
+                "window is None, but a stream never shows the whole: pass a Window, such as CAUSAL"
+            )
+        self._check_input(query, None, None, None, key_padding_mask, window)
+        return self._mix(query, None, key_padding_mask, window, state)
+
+    def _mix(self, query, attn_mask, key_padding_mask, window, state=None):
+        """The output (B, T, d_out), and the running sums of a window."""
         batch, frames, _ = query.shape
         padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(-1)
         x = query if padding is None else query.masked_fill(padding, 0.0)
@@ -189,7 +240,8 @@ class SummaryMixing(nn.Module):
         for layer in self.summary_layers:
             summary = self.activation(layer(summary))
         summary = join_heads(summary).view(batch, frames, -1)
-        summary = self.summary_norm(self._mean(summary, attn_mask, key_padding_mask, window))
+        means, state = self._means(summary, attn_mask, key_padding_mask, window, state)
+        summary = self.summary_norm(means)
 
         if self.local_dims:
             local = hidden[..., :split]
@@ -200,17 +252,20 @@ class SummaryMixing(nn.Module):
         else:
             output = summary if window is None else to_frames(summary, window, frames)
             output = output.expand(batch, frames, self.d_out)
-        return (output if padding is None else output.masked_fill(padding, 0.0)), None
+        return (output if padding is None else output.masked_fill(padding, 0.0)), state
 
-    def _mean(self, summary, attn_mask, key_padding_mask, window):
-        """s_bar (B, M, S) of s(x_t) (B, T, S): M is 1, the frames T or the chunks of the window."""
+    def _means(self, summary, attn_mask, key_padding_mask, window, state):
+        """s_bar (B, M, S) of s(x_t) (B, T, S), and the running sums of a window.
+
+        M is 1, the frames T or the chunks of the window.
+        """
         if window is not None:
-            return chunk_means(summary, window, key_padding_mask)
+            return running_chunk_means(summary, window, state, key_padding_mask)
         if attn_mask is not None:
-            return attn_mask_mean(summary, attn_mask, key_padding_mask)
+            return attn_mask_mean(summary, attn_mask, key_padding_mask), None
         if self.decay is not None:
-            return decayed_mean(summary, self.decay, key_padding_mask)
-        return masked_mean(summary, key_padding_mask).unsqueeze(1)
+            return decayed_mean(summary, self.decay, key_padding_mask), None
+        return masked_mean(summary, key_padding_mask).unsqueeze(1), None
 
     def _combine(self, local, summary, window):
         """c([local ; summary]) of (B, T, L) and (B, M, S), without the concatenation."""
@@ -240,6 +295,11 @@ class SummaryMixing(nn.Module):
                 f"key_padding_mask has shape {tuple(key_padding_mask.shape)}, but must be "
                 f"(batch, time), here {(batch, frames)}"
             )
+        if window is not None and attn_mask is not None:
+            raise ValueError(
+                f"window is {window} and attn_mask is given too, but each says alone what a frame "
+                "sees: pass one of them"
+            )
         if attn_mask is not None and attn_mask.shape not in (
             (frames, frames),
             (batch, frames, frames),
@@ -252,11 +312,6 @@ class SummaryMixing(nn.Module):
             raise ValueError(
                 f"window is {window!r}, but must be a Window, as Window(chunk_frames=16), or None: "
                 "pass a tensor as attn_mask"
-            )
-        if window is not None and attn_mask is not None:
-            raise ValueError(
-                f"window is {window} and attn_mask has shape {tuple(attn_mask.shape)}, but each "
-                "says alone what a frame sees: pass one of them"
             )
         if self.decay is not None and (window is not None or attn_mask is not None):
             what = "attn_mask" if window is None else f"window {window}"

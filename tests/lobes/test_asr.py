@@ -191,7 +191,7 @@ def test_without_a_decoder_only_encode_works():
         ({"mixer": "SummaryMixing"}, TypeError, "'SummaryMixing', but must be a callable"),
         ({"encoder_module": "rnn"}, ValueError, "'rnn', but must be"),
         ({"positional_encoding": "learnt"}, ValueError, "'learnt', but must be"),
-        ({"causal": True}, ValueError, "see the whole utterance"),
+        ({"kernel_size": 4}, ValueError, "kernel_size is 4"),
     ],
 )
 def test_wrong_options_raise(options, error, message):
