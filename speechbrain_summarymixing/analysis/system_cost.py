@@ -49,7 +49,6 @@ class NotRun(NamedTuple):
 def system_cost(
     systems,
     *,
-    settings=(),
     seconds=SECONDS,
     what=WHAT,
     batch=1,
@@ -61,8 +60,6 @@ def system_cost(
     Arguments
     ---------
     systems : list of System
-    settings : sequence of str
-        With which they were loaded.
     seconds : sequence of float
         Lengths of audio.
     what : sequence of str
@@ -87,7 +84,7 @@ def system_cost(
             peaks = {}
             for system in systems:
                 if system.name not in stopped:
-                    peak = peak_memory(system, kind, length, settings=settings, batch=batch)
+                    peak = peak_memory(system, kind, length, batch=batch)
                     if peak is not None:
                         peaks[system.name] = peak
                         continue
@@ -139,7 +136,7 @@ def interleaved_times(systems, what, seconds, *, batch=1, repetitions=5):
     return {name: runs if runs is None else runs[1:] for name, runs in times.items()}
 
 
-def peak_memory(system, what, seconds, *, settings=(), batch=1):
+def peak_memory(system, what, seconds, *, batch=1):
     """Measures one run's peak memory in a fresh process.
 
     On the CPU it is how far the peak resident set grows beyond weights and libraries, after a
@@ -153,8 +150,6 @@ def peak_memory(system, what, seconds, *, settings=(), batch=1):
         "inference" or "training".
     seconds : float
         Length of audio.
-    settings : sequence of str
-        With which the system was loaded.
     batch : int
 
     Returns
@@ -162,7 +157,7 @@ def peak_memory(system, what, seconds, *, settings=(), batch=1):
     float or None
         In MB (10^6 bytes); None if memory ran out or the process was killed for it.
     """
-    task = {"path": system.path, "settings": list(settings), "device": system.device}
+    task = {"path": system.path, "settings": system.settings, "device": system.device}
     task.update(what=what, seconds=seconds, batch=batch)
     child = subprocess.run(
         [sys.executable, "-m", __spec__.name],

@@ -41,7 +41,7 @@ def benchmark_systems(
     paths : sequence of str or Path
         Hyperparameter files, as ``train.py`` takes them.
     settings : sequence of str
-        Options ``key=value`` over those of every file.
+        Options ``key=value`` over those of every file that has them.
     seconds, what, batch, repetitions, budget
         As in `system_cost`.
     device : str
@@ -68,14 +68,13 @@ def benchmark_systems(
     seconds = sorted(set(seconds))
     results = system_cost(
         systems,
-        settings=settings,
         seconds=seconds,
         what=what,
         batch=batch,
         repetitions=repetitions,
         budget=budget,
     )
-    header = f"{machine(device)}; batch {batch}; encoder, {FRAMES_PER_SECOND} frames a second"
+    header = f"{machine(device)}; batch {batch}; encoder"
     header += f"; {' '.join(settings)}" if settings else ""
     points = len(what) * len(seconds) * len(systems)
     with contextlib.ExitStack() as stack:

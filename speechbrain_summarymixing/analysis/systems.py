@@ -7,9 +7,9 @@ import ruamel.yaml
 import torch
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.config import load_hyperparams
+from speechbrain_summarymixing.training.config import load_hyperparams, options_of
 
-FRAMES_PER_SECOND = 25  # after the front-end: one frame in 40 ms
+FRAMES_PER_SECOND = 25  # after the two blocks of a front-end, each of which halves their number
 
 
 class System:
@@ -34,15 +34,19 @@ class System:
 
     def __init__(self, path, *, name=None, settings=(), device="cpu"):
         self.path, self.name, self.device = str(path), name or Path(path).stem, device
+        self.settings = list(settings)
         hparams = _load(path, parse_settings(settings))
         self.transformer = hparams["transformer"].to(device)
+        self.searcher = hparams.get("test_search")
         self.input_size = int(hparams["front_end_output"])
+        self.frames_per_second = FRAMES_PER_SECOND * 2.0 ** (2 - len(hparams["front_end_channels"]))
         encoder = (self.transformer.custom_src_module, self.transformer.encoder)
         self.parameters = sum(p.numel() for module in encoder for p in module.parameters())
 
     def random_input(self, seconds, batch=1):
         """Returns random front-end output (batch, frames, input size) for a length in seconds."""
-        return torch.randn(batch, frames_of(seconds), self.input_size, device=self.device)
+        frames = round(self.frames_per_second * seconds)
+        return torch.randn(batch, frames, self.input_size, device=self.device)
 
     def step(self, what, x):
         """Encodes ``x`` (batch, frames, input size); for "training" gradients are computed too.
@@ -67,8 +71,10 @@ def load_systems(paths, *, settings=(), device="cpu"):
     Arguments
     ---------
     paths : sequence of str or Path
-    settings, device
-        As in `System`.
+    settings : sequence of str
+        Options ``key=value``; each system gets those that its file has.
+    device : str
+        "cpu" or "cuda".
 
     Returns
     -------
@@ -78,7 +84,7 @@ def load_systems(paths, *, settings=(), device="cpu"):
     Raises
     ------
     UserError
-        If there is no path, one stands twice, or one cannot be loaded.
+        If there is no path, one stands twice, one cannot be loaded, or no file has an option.
     """
     paths = [str(path) for path in paths]
     if not paths:
@@ -91,15 +97,23 @@ def load_systems(paths, *, settings=(), device="cpu"):
         raise UserError(f"{twice} is given twice, but each system is measured once: leave one out")
     stems = [Path(path).stem for path in paths]
     names = [s if stems.count(s) == 1 else path for s, path in zip(stems, paths)]
+    options = {path: options_of(path) for path in paths}
+    keys = list(parse_settings(settings))
+    for key in keys:
+        if not any(key in known for known in options.values()):
+            raise UserError(
+                f"--set {key}: no such option in {', '.join(paths)}: see their keys and those of "
+                "the parts that they include"
+            )
     return [
-        System(path, name=name, settings=settings, device=device)
+        System(
+            path,
+            name=name,
+            settings=[s for key, s in zip(keys, settings) if key in options[path]],
+            device=device,
+        )
         for path, name in zip(paths, names)
     ]
-
-
-def frames_of(seconds):
-    """Returns the encoder's frames for a length in seconds."""
-    return round(FRAMES_PER_SECOND * seconds)
 
 
 def parse_settings(settings):
@@ -132,10 +146,11 @@ def _load(path, overrides):
                 f"{path} cannot be built with {used} ({type(error).__name__}: {error}): "
                 "widths must fit the heads, front_end_output the front-end"
             ) from error
-    for key in ("transformer", "front_end_output"):
+    for key in ("transformer", "front_end_output", "front_end_channels"):
         if key not in hparams:
             raise UserError(
-                f"{path} has no key {key}, but the encoder is taken from transformer and its "
-                "input's width from front_end_output: add it (see hparams/parts/asr.yaml)"
+                f"{path} has no key {key}, but the encoder is taken from transformer, its input's "
+                "width from front_end_output and its frames a second from front_end_channels: add "
+                "it (see hparams/parts/asr.yaml)"
             )
     return hparams

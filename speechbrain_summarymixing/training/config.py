@@ -47,7 +47,7 @@ def route_overrides(path, overrides):
         else:
             unknown.append(key)
     if unknown:
-        known = sorted(own.union(*parts.values()))
+        known = sorted(options_of(path))
         raise UserError("\n".join(_unknown(key, known, path) for key in unknown))
     return routed
 
@@ -79,6 +79,26 @@ def load_hyperparams(path, overrides=""):
         part = hparams.pop(name)
         hparams = {**part, **hparams}
     return hparams
+
+
+def options_of(path):
+    """Returns the names of the options of a system's YAML file and its parts.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Returns
+    -------
+    set of str
+
+    Raises
+    ------
+    UserError
+        If the file is missing.
+    """
+    own, parts = _keys(Path(path))
+    return own.union(*parts.values())
 
 
 def _keys(path):

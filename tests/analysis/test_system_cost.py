@@ -8,6 +8,7 @@ from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.analysis import system_cost
 from speechbrain_summarymixing.analysis.system_cost import COLUMNS, peak_memory
 from speechbrain_summarymixing.analysis.systems import System, load_systems
+from speechbrain_summarymixing.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SUMFORMER, ATTENTION = (
@@ -71,9 +72,7 @@ def test_a_training_step_of_attention_needs_quadratic_memory_and_of_sumformer_li
         (System(SUMFORMER, settings=SMALL), (200, 400)),
         (System(ATTENTION, settings=SMALL), (30, 60)),
     ):
-        short, long = (
-            peak_memory(system, "training", length, settings=SMALL) for length in lengths
-        )
+        short, long = (peak_memory(system, "training", length) for length in lengths)
         growth[system.name] = long / short
     assert growth["sumformer"] == pytest.approx(2, rel=0.1)
     assert growth["branchformer_attention"] > 3
@@ -194,3 +193,18 @@ def test_a_wrong_setting_is_told_with_its_file(capsys, setting, expected):
     assert cli.main(["benchmark", "systems", SUMFORMER, "--set", setting]) == 1
     error = capsys.readouterr().err
     assert all(text in error for text in expected), error
+
+
+def test_a_setting_goes_to_the_systems_that_have_it():
+    summary, attention = load_systems([SUMFORMER, ATTENTION], settings=[*SMALL, "mixer_heads=2"])
+    assert summary.settings == SMALL and attention.settings == [*SMALL, "mixer_heads=2"]
+    heads = {layer.mha_layer.num_heads for layer in attention.transformer.encoder.layers}
+    assert heads == {2}
+    with pytest.raises(UserError, match="--set mixer_heads: no such option in .*sumformer.yaml"):
+        load_systems([SUMFORMER], settings=["mixer_heads=2"])
+
+
+def test_without_a_front_end_a_system_sees_each_frame_of_the_features():
+    contextnet = System(ROOT / "hparams/contextnet.yaml", settings=["num_encoder_layers=3"])
+    assert contextnet.random_input(1.5).shape == (1, 150, 80)
+    assert System(SUMFORMER, settings=SMALL).random_input(2).shape[1] == 50

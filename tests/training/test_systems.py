@@ -5,9 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
+from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.training import experiment
 
 ROOT = Path(__file__).parents[2]
@@ -26,3 +30,15 @@ def test_system(yaml, command, noises, tmp_path):
     stats = ErrorRateStats()
     stats.append([row["ID"] for row in rows], said, [row["wrd"].split() for row in rows])
     assert stats.summarize("WER") == pytest.approx(results["test"]["test"]["WER"])
+    check_that_the_batch_changes_no_encoder_output(model, [row["wav"] for row in rows])
+
+
+def check_that_the_batch_changes_no_encoder_output(model, files):
+    whole = model.hparams.compute_features.samples
+    waveforms = [pad_to_multiple(read_audio(file, 16000), whole) for file in files]
+    with torch.no_grad():
+        together = model.encode_batch(*batch_pad_right(waveforms))
+        for waveform, encoded in zip(waveforms, together):
+            alone = model.encode_batch(waveform.unsqueeze(0), torch.ones(1))[0]
+            assert (encoded[: len(alone)] - alone).abs().max() < 1e-3
+            assert alone.std() > 0.03  # the difference is small beside the values
