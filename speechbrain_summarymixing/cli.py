@@ -90,6 +90,7 @@ def _add_benchmark(commands):
     parser = commands.add_parser("benchmark", help="measure time and memory on this machine")
     subjects = parser.add_subparsers(dest="subject", required=True)
     _add_benchmark_systems(subjects)
+    _add_benchmark_decoding(subjects)
     cell = subjects.add_parser(
         "cell",
         help="the cell beside its bare matrix products",
@@ -172,6 +173,43 @@ def _benchmark_systems(arguments):
         device=arguments.device,
         csv_file=arguments.csv,
         plot_file=arguments.plot,
+    )
+    return 0
+
+
+def _add_benchmark_decoding(subjects):
+    decoding = subjects.add_parser(
+        "decoding",
+        help="one step of the beam search against the length of the prefix",
+        description="Times the decoder's step of hyperparameter files in turn, without scorers; "
+        "prints CSV. The column frames tells how many frames of each hypothesis the decoder reads.",
+    )
+    decoding.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
+    decoding.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options over those of every file"
+    )
+    decoding.add_argument(
+        "--steps", type=int, nargs="+", default=[10, 50, 100, 200, 400], help="tokens of the prefix"
+    )
+    decoding.add_argument("--seconds", type=float, default=10.0, help="of audio (default: 10)")
+    decoding.add_argument("--beam", type=int, default=10)
+    decoding.add_argument("--repetitions", type=int, default=5, help="timed steps after a warm-up")
+    decoding.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    decoding.set_defaults(run=_benchmark_decoding)
+
+
+def _benchmark_decoding(arguments):
+    from speechbrain_summarymixing.analysis.decoding_cost import benchmark_decoding
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    benchmark_decoding(
+        arguments.systems,
+        settings=arguments.set,
+        steps=arguments.steps,
+        seconds=arguments.seconds,
+        beam=arguments.beam,
+        repetitions=arguments.repetitions,
+        device=arguments.device,
     )
     return 0
 

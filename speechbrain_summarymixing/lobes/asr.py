@@ -12,8 +12,10 @@ from torch import nn
 
 from speechbrain_summarymixing.lobes.branchformer import NO_ATTENTION, MixerBranchformerEncoder
 from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
-from speechbrain_summarymixing.lobes.mixers import check_mixer
+from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder
+from speechbrain_summarymixing.lobes.mixers import NoMixing, check_mixer
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
+from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
 from speechbrain_summarymixing.lobes.transformer import MixerTransformerEncoder
 from speechbrain_summarymixing.nnet.summaries import CAUSAL
 
@@ -51,7 +53,7 @@ class SummaryMixingASR(TransformerASR):
     activation : callable
         Of the decoder's feed-forward layers.
     encoder_module : str
-        "branchformer", "conformer" or "transformer".
+        "branchformer", "conformer", "transformer" or "contextnet", which takes `NoMixing`.
     conformer_activation : callable
         Of the Conformer's convolution and feed-forward modules.
     bias : bool
@@ -133,7 +135,12 @@ class SummaryMixingASR(TransformerASR):
                 f"encoder_module is {encoder_module!r}, but must be one of "
                 f"{', '.join(ENCODERS)} or contextnet"
             )
-        if kernel_size % 2 == 0 and not causal:
+        if encoder_module == "contextnet" and (token_mixer is not NoMixing or layerdrop_prob):
+            raise ValueError(
+                f"token_mixer is {token_mixer!r} and layerdrop_prob {layerdrop_prob}, but "
+                "ContextNet has neither mixers nor a way around its strides: pass NoMixing and 0.0"
+            )
+        if kernel_size % 2 == 0 and not causal and encoder_module != "transformer":
             raise ValueError(
                 f"kernel_size is {kernel_size}, but a convolution centred on its frame needs an "
                 f"odd one: take {kernel_size + 1}"
@@ -187,8 +194,6 @@ class SummaryMixingASR(TransformerASR):
             },
         }
         if encoder_module == "contextnet":
-            from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder
-
             self.encoder = ContextNetEncoder(
                 d_model=d_model,
                 num_blocks=num_encoder_layers,
@@ -208,8 +213,6 @@ class SummaryMixingASR(TransformerASR):
             )
             _xavier_outside_mixers(self.encoder)
         if summary_decoder:
-            from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
-
             self.decoder = SummaryDecoder(
                 num_decoder_layers,
                 d_model,
@@ -297,6 +300,54 @@ class SummaryMixingASR(TransformerASR):
         """
         outputs, _ = self._encode(src, wav_len, dynchunktrain_config)
         return (outputs[0], outputs[2]) if self.output_hidden_states else outputs[0]
+
+    def make_streaming_context(self, dynchunktrain_config, encoder_kwargs=None):
+        """Starts speech that comes in parts, for ``encode_streaming``.
+
+        Arguments
+        ---------
+        dynchunktrain_config : DynChunkTrainConfig
+            Chunks; of a causal encoder, frames that it gets at once, and not looked at.
+        encoder_kwargs : dict or None
+            Passed to the encoder.
+
+        Returns
+        -------
+        TransformerASRStreamingContext
+
+        Raises
+        ------
+        ValueError
+            If a mixer cannot go on where it ended.
+        """
+        options = {"window": CAUSAL if self.causal else None, **(encoder_kwargs or {})}
+        return super().make_streaming_context(dynchunktrain_config, options)
+
+    def encode_streaming(self, src, context):
+        """Encodes the next frames: with those before equal to ``encode`` with the same chunks.
+
+        Arguments
+        ---------
+        src : torch.Tensor
+            (B, T, F) or (B, T, F', C), whole chunks but for the end of the speech.
+        context : TransformerASRStreamingContext
+            Of ``make_streaming_context``; it is changed.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, D).
+
+        Reference: streaming SummaryMixing, arXiv 2409.07165.
+        """
+        if src.dim() == 4:
+            src = src.flatten(2)
+        for module in self.custom_src_module.layers:
+            if isinstance(module, AddSinePositions):
+                src = module(src, start=context.encoder_context.frames)
+            else:
+                src = module(src)
+        return self.encoder.forward_streaming(src, context.encoder_context)[0]
 
     def _encode(self, src, wav_len, dynchunktrain_config):
         """The encoder's outputs, and the padding (B, T') of the first of them."""

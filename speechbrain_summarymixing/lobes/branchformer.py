@@ -27,7 +27,7 @@ class MaskedSpatialGatingUnit(ConvolutionalSpatialGatingUnit):
         super().__init__(*args, **kwargs)
         self.causal = causal
 
-    def forward(self, x, key_padding_mask=None, chunk_frames=None):
+    def forward(self, x, key_padding_mask=None, chunks=None):
         """Gates one half of ``x`` (B, T, 2C) by the other; see `MaskedConvolutionBranch`."""
         x1, x2 = x.chunk(2, dim=-1)
         x2 = self.norm(x2)
@@ -38,7 +38,7 @@ class MaskedSpatialGatingUnit(ConvolutionalSpatialGatingUnit):
             self.conv.conv.weight,
             self.conv.conv.bias,
             causal=self.causal,
-            chunk_frames=chunk_frames,
+            chunks=chunks,
         ).transpose(1, 2)
         if self.use_linear_after_conv:
             x2 = self.linear(x2)
@@ -69,14 +69,13 @@ class MaskedConvolutionBranch(ConvolutionBranch):
             causal=causal,
         )
 
-    def forward(self, x, key_padding_mask=None, chunk_frames=None):
+    def forward(self, x, key_padding_mask=None, chunks=None):
         """Returns (B, T, D) of ``x`` (B, T, D).
 
-        ``key_padding_mask`` is (B, T), True on padding; no frame sees beyond the end of its chunk
-        of ``chunk_frames``.
+        ``key_padding_mask`` is (B, T), True on padding; ``chunks`` as in `depthwise_convolution`.
         """
         x = self.activation(self.pre_channel_proj(x))
-        return self.post_channel_proj(self.csgu(x, key_padding_mask, chunk_frames))
+        return self.post_channel_proj(self.csgu(x, key_padding_mask, chunks))
 
 
 class MixerBranchformerLayer(BranchformerEncoderLayer):
@@ -150,9 +149,10 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         dynchunktrain_config=None,
     ):
         """Returns ((B, T, D), weights) of ``x`` (B, T, D); masks as `SummaryMixing.forward`."""
-        chunk_frames = None if dynchunktrain_config is None else dynchunktrain_config.chunk_size
         if self.merge_proj is None:
-            local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask, chunk_frames)
+            local = self.convolution_branch(
+                self.norm_conv(x), src_key_padding_mask, dynchunktrain_config
+            )
             return x + self.dropout(local), None
         mixed = self.norm_mhsa(x)
         mixed, weights = self.mha_layer(
@@ -163,7 +163,9 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
             key_padding_mask=src_key_padding_mask,
             pos_embs=pos_embs,
         )
-        local = self.convolution_branch(self.norm_conv(x), src_key_padding_mask, chunk_frames)
+        local = self.convolution_branch(
+            self.norm_conv(x), src_key_padding_mask, dynchunktrain_config
+        )
         merged = self.merge_proj(torch.cat([self.dropout(mixed), self.dropout(local)], dim=-1))
         return x + self.dropout(merged), weights
 

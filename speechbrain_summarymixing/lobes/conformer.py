@@ -32,13 +32,12 @@ class MaskedConvolutionModule(ConvolutionModule):
         hidden = self.bottleneck(self.layer_norm(x).transpose(1, 2))  # (B, D, T)
         if mask is not None:
             hidden = hidden.masked_fill(mask.transpose(1, 2), 0.0)
-        chunk_frames = None if dynchunktrain_config is None else dynchunktrain_config.chunk_size
         hidden = depthwise_convolution(
             hidden,
             self.conv.weight,
             self.conv.bias,
             causal=self.causal,
-            chunk_frames=chunk_frames,
+            chunks=dynchunktrain_config,
         )
         output = self.after_conv(hidden.transpose(1, 2))
         return output if mask is None else output.masked_fill(mask, 0.0)

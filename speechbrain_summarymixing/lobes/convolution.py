@@ -1,9 +1,29 @@
 """Depthwise convolution over time that sees no frame beyond its chunk."""
 
+from dataclasses import dataclass
+
+import torch
 from torch.nn import functional
 
 
-def depthwise_convolution(x, weight, bias=None, *, causal=False, chunk_frames=None):
+@dataclass
+class ConvolutionStream:
+    """A convolution's place in a growing sequence.
+
+    Arguments
+    ---------
+    chunk_size : int
+        Frames of a chunk.
+    left : torch.Tensor or None
+        (B, C, frames that the kernel reaches back), the last inputs of the call before; None at the
+        start. A convolution replaces it at each call.
+    """
+
+    chunk_size: int
+    left: torch.Tensor | None = None
+
+
+def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
     """Convolves each channel over time; what a frame may not see counts as zero.
 
     Arguments
@@ -16,9 +36,10 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunk_frames=No
         (C,).
     causal : bool
         The kernel ends at its frame, and is not centred on it.
-    chunk_frames : int or None
-        Frames of a chunk: a frame sees all to its left, and to its right up to the end of its
-        chunk. None: no chunks.
+    chunks : DynChunkTrainConfig, ConvolutionStream or None
+        A frame sees all to its left, and to its right up to the end of its chunk of
+        ``chunk_size`` frames; a causal kernel has no use for it. A stream goes on where its last
+        call ended. None: no chunks.
 
     Returns
     -------
@@ -30,18 +51,24 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunk_frames=No
     Example
     -------
     >>> x, weight = torch.ones(1, 1, 6), torch.ones(1, 1, 3)
-    >>> depthwise_convolution(x, weight, chunk_frames=3)
+    >>> depthwise_convolution(x, weight, chunks=ConvolutionStream(3))
     tensor([[[2., 3., 2., 3., 3., 2.]]])
     """
     batch, channels, frames = x.shape
-    if causal:
-        x = functional.pad(x, (weight.size(2) - 1, 0))
-        return functional.conv1d(x, weight, bias, groups=channels)
     side = weight.size(2) // 2
-    if chunk_frames is None:
+    if chunks is None and not causal:
         return functional.conv1d(x, weight, bias, padding=side, groups=channels)
-    x = functional.pad(x, (side, -frames % chunk_frames))
-    chunks = x.unfold(2, chunk_frames + side, chunk_frames)  # (B, C, chunks, side + chunk)
-    chunks = functional.pad(chunks, (0, side)).transpose(1, 2).flatten(0, 1)
-    chunks = functional.conv1d(chunks, weight, bias, groups=channels)  # (B chunks, C, chunk)
-    return chunks.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)[..., :frames]
+    reach = weight.size(2) - 1 if causal else side  # to the left
+    if isinstance(chunks, ConvolutionStream) and chunks.left is not None:
+        x = torch.cat([chunks.left, x], 2)
+    else:
+        x = functional.pad(x, (reach, 0))
+    if isinstance(chunks, ConvolutionStream):
+        chunks.left = x[..., x.size(2) - reach :]
+    if causal:
+        return functional.conv1d(x, weight, bias, groups=channels)
+    chunk = chunks.chunk_size
+    x = functional.pad(x, (0, -frames % chunk)).unfold(2, chunk + side, chunk)
+    x = functional.pad(x, (0, side)).transpose(1, 2).flatten(0, 1)  # (B chunks, C, ...)
+    x = functional.conv1d(x, weight, bias, groups=channels)  # (B chunks, C, chunk)
+    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)[..., :frames]

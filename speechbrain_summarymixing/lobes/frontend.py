@@ -87,7 +87,8 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
     n_mels : int
         Input features F.
     channels : sequence of int
-        Output channels of each block; each halves time and frequency.
+        Output channels of each block; each halves time and frequency. Without blocks the features
+        pass unchanged.
     kernel_size : int
         In frames and mel bands.
     dropout : float

@@ -1,12 +1,16 @@
 """Token mixers that SpeechBrain brings, made ready to be injected, and the absence of one."""
 
+from dataclasses import dataclass
+
 import torch
 from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
 from speechbrain.nnet.hypermixing import HyperMixing
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch import nn
 
+from speechbrain_summarymixing.lobes.convolution import ConvolutionStream
 from speechbrain_summarymixing.lobes.positions import SinePositions
-from speechbrain_summarymixing.nnet.summaries import Window, window_of_mask
+from speechbrain_summarymixing.nnet.summaries import Stream, Window, window_of_mask
 
 
 def check_mixer(token_mixer):
@@ -102,6 +106,30 @@ class NoMixing(nn.Module):
         return query.new_zeros(()), None
 
 
+def window_of_chunks(dynchunktrain_config):
+    """Returns the `Window` of SpeechBrain's ``DynChunkTrainConfig``."""
+    return Window(dynchunktrain_config.chunk_size, dynchunktrain_config.left_context_size)
+
+
+@dataclass
+class EncoderStreamingContext:
+    """An encoder's place in a growing sequence, of constant size.
+
+    Arguments
+    ---------
+    dynchunktrain_config : DynChunkTrainConfig
+        Chunks, as they were asked for.
+    layers : list of (Stream, ConvolutionStream)
+        Places of each layer's mixer and convolution.
+    frames : int
+        Frames seen so far.
+    """
+
+    dynchunktrain_config: DynChunkTrainConfig
+    layers: list
+    frames: int = 0
+
+
 class InjectedMixers:
     """A SpeechBrain encoder whose layers each get a new token mixer.
 
@@ -195,10 +223,72 @@ class InjectedMixers:
         if pos_embs is None and self.relative_positions is not None:
             pos_embs = self.relative_positions(src)
         seen = self._seen(src, src_mask, dynchunktrain_config)
+        places = [(seen, dynchunktrain_config)] * len(self.layers)
+        output, weights, hidden_states = self._run(src, places, src_key_padding_mask, pos_embs)
+        if self.output_hidden_states:
+            return output, weights, hidden_states
+        return output, weights
+
+    def make_streaming_context(self, dynchunktrain_config, window=None):
+        """Starts a sequence that comes in parts.
+
+        Arguments
+        ---------
+        dynchunktrain_config : DynChunkTrainConfig
+            Chunks of mixers and convolutions.
+        window : Window or None
+            Of the mixers; None is that of the chunks.
+
+        Returns
+        -------
+        EncoderStreamingContext
+
+        Raises
+        ------
+        ValueError
+            If a mixer cannot go on where it ended.
+        """
+        for mixer in self.mixers():
+            if not isinstance(mixer, NoMixing) and not hasattr(mixer, "forward_streaming"):
+                raise ValueError(
+                    f"the token mixer is a {type(mixer).__name__}, which has no forward_streaming "
+                    "and would need all frames again: build the encoder with SummaryMixing"
+                )
+        window = window or window_of_chunks(dynchunktrain_config)
+        places = [
+            (Stream(window), ConvolutionStream(dynchunktrain_config.chunk_size))
+            for _ in self.layers
+        ]
+        return EncoderStreamingContext(dynchunktrain_config, places)
+
+    def forward_streaming(self, src, context, pos_embs=None):
+        """Encodes the next frames: with those before equal to `forward` on the whole.
+
+        Arguments
+        ---------
+        src : torch.Tensor
+            (B, T, D), whole chunks but for the end of the sequence.
+        context : EncoderStreamingContext
+            Of `make_streaming_context`; it is changed.
+        pos_embs : None
+            Not used.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T, D).
+        weights : list
+            Of None.
+        """
+        context.frames += src.size(1)
+        return self._run(src, context.layers)[:2]
+
+    def _run(self, src, places, src_key_padding_mask=None, pos_embs=None):
+        """Output, weights and hidden states; ``places`` are what each layer's two parts see."""
         weights, hidden_states = [], [src]
         drop = self.training and self.layerdrop_prob > 0.0
         drawn = torch.rand(len(self.layers)).tolist() if drop else [1.0] * len(self.layers)
-        for layer, number in zip(self.layers, drawn):
+        for layer, (seen, chunks), number in zip(self.layers, places, drawn):
             if drop and number <= self.layerdrop_prob:
                 continue
             src, layer_weights = layer(
@@ -206,21 +296,16 @@ class InjectedMixers:
                 src_mask=seen,
                 src_key_padding_mask=src_key_padding_mask,
                 pos_embs=pos_embs,
-                dynchunktrain_config=dynchunktrain_config,
+                dynchunktrain_config=chunks,
             )
             weights.append(layer_weights)
             hidden_states.append(src)
-        output = self.norm(src)
-        if self.output_hidden_states:
-            return output, weights, hidden_states
-        return output, weights
+        return self.norm(src), weights, hidden_states
 
     def _seen(self, src, src_mask, dynchunktrain_config):
         """The mask as the mixers take it: None, a window, or a tensor for those without windows."""
         if src_mask is None and dynchunktrain_config is not None:
-            src_mask = Window(
-                dynchunktrain_config.chunk_size, dynchunktrain_config.left_context_size
-            )
+            src_mask = window_of_chunks(dynchunktrain_config)
         if torch.is_tensor(src_mask) and not (src_mask.is_cuda or torch.compiler.is_compiling()):
             src_mask = window_of_mask(src_mask) or src_mask
         if isinstance(src_mask, Window) and not all(

@@ -28,14 +28,14 @@ class SinePositions(torch.nn.Module):
         table = PositionalEncoding(d_model, initial_frames).pe
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, x):
-        """Returns the positions (1, T, D) of ``x`` (B, T, D)."""
-        frames = x.size(1)
+    def forward(self, x, start=0):
+        """Returns the positions (1, T, D) of ``x`` (B, T, D), whose first is ``start``."""
+        frames = start + x.size(1)
         if frames > self.table.size(1):
             longer = max(frames, 2 * self.table.size(1))
             with torch.device(self.table.device):
                 self.table = PositionalEncoding(x.size(2), longer).pe.to(self.table.dtype)
-        return self.table[:, :frames]
+        return self.table[:, start:frames]
 
 
 class AddSinePositions(SinePositions):
@@ -47,6 +47,6 @@ class AddSinePositions(SinePositions):
     torch.Size([2, 30, 8])
     """
 
-    def forward(self, x):
-        """Returns ``x`` (B, T, D) plus its positions."""
-        return x + super().forward(x)
+    def forward(self, x, start=0):
+        """Returns ``x`` (B, T, D) plus its positions, of which the first is ``start``."""
+        return x + super().forward(x, start)

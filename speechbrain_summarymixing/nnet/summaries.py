@@ -198,6 +198,22 @@ class RunningSums(NamedTuple):
     count: torch.Tensor  # (B, H, 1)
 
 
+@dataclass
+class Stream:
+    """A window and what is kept of the frames before: a mixer's place in a growing sequence.
+
+    Arguments
+    ---------
+    window : Window
+        The frames that each frame sees.
+    sums : RunningSums or None
+        Of the frames before; None at the start. A mixer replaces it at each call.
+    """
+
+    window: Window
+    sums: RunningSums | None = None
+
+
 def running_chunk_means(x, window, state=None, key_padding_mask=None):
     """Continues `chunk_means` where an earlier call ended: equal to one call on the whole.
 
@@ -258,7 +274,7 @@ def _window_sums(x, window, history):
 
 def _prefix_sums(x, dtype):
     """Sums (B, T, S) of the frames 0 to t: those of a block in ``dtype``, of blocks in float64."""
-    blocks = _in_blocks(x).cumsum(2, dtype=dtype)
+    blocks = _in_blocks(x, min(BLOCK, x.size(1))).cumsum(2, dtype=dtype)
     carry = blocks[:, :, -1].cumsum(1, dtype=torch.float64)
     carry = functional.pad(carry, (0, 0, 1, -1)).unsqueeze(2)  # of the blocks before
     return blocks.add_(carry.to(dtype)).flatten(1, 2)[:, : x.size(1)]

@@ -9,6 +9,7 @@ from torch import nn
 
 from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
 from speechbrain_summarymixing.nnet.summaries import (
+    Stream,
     Window,
     attn_mask_mean,
     decayed_mean,
@@ -155,10 +156,11 @@ class SummaryMixing(nn.Module):
             (B, T, D).
         key, value : torch.Tensor or None
             None or the query: the mixer has one input.
-        attn_mask : torch.Tensor, Window or None
+        attn_mask : torch.Tensor, Window, Stream or None
             (T, T) or (B, T, T): bool, True where frame j is blocked for frame i, or float, where 0
             allows and -inf blocks. It costs O(T²), as in attention; a window, here or as
-            ``window``, does not.
+            ``window``, does not. A stream goes on where its last call ended, as
+            `forward_streaming`.
         key_padding_mask : torch.Tensor or None
             (B, T), bool, True on padding. What stands there has no influence; its output is zero.
         pos_embs : torch.Tensor or None
@@ -179,6 +181,11 @@ class SummaryMixing(nn.Module):
             If a shape does not fit, key or value is another tensor, or more than one of attn_mask,
             window and decay is given.
         """
+        if isinstance(attn_mask, Stream):
+            output, attn_mask.sums = self.forward_streaming(
+                query, attn_mask.window, attn_mask.sums, key_padding_mask
+            )
+            return output, None
         if window is None and isinstance(attn_mask, Window):
             attn_mask, window = None, attn_mask
         self._check_input(query, key, value, attn_mask, key_padding_mask, window)

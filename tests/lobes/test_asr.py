@@ -192,6 +192,7 @@ def test_without_a_decoder_only_encode_works():
         ({"encoder_module": "rnn"}, ValueError, "'rnn', but must be"),
         ({"positional_encoding": "learnt"}, ValueError, "'learnt', but must be"),
         ({"kernel_size": 4}, ValueError, "kernel_size is 4"),
+        ({"encoder_module": "contextnet"}, ValueError, "ContextNet has neither mixers"),
     ],
 )
 def test_wrong_options_raise(options, error, message):

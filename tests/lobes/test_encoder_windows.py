@@ -7,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.lobes.models.transformer.Transformer import get_lookahead_mask
-from speechbrain.lobes.models.transformer.TransformerASR import make_transformer_src_mask
+from speechbrain.lobes.models.transformer.TransformerASR import (
+    EncoderWrapper,
+    make_transformer_src_mask,
+)
 from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL, RoPEMHA
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -205,6 +208,51 @@ def test_training_reaches_every_parameter_on_any_device(encoder, mixer, causal):
         src, tokens = torch.randn(2, 30, 12), torch.ones(2, 4, dtype=torch.long)
         encoded, _ = net(src, tokens, torch.ones(2), 0, config)
     assert encoded.device.type == "cuda"
+
+
+@every_encoder
+@pytest.mark.parametrize("mixer", [*SUMMARIES.values(), NoMixing], ids=[*SUMMARIES, "none"])
+@pytest.mark.parametrize("causal", [True, False])
+@settings(max_examples=4)
+@given(chunk=st.integers(1, 9), left=st.none() | st.integers(0, 3), data=st.data())
+def test_speech_in_parts_is_encoded_as_the_whole(encoder, mixer, causal, chunk, left, data):
+    net, x = model(mixer, encoder, causal=causal), torch.randn(2, 50, 12)
+    config, streamed = DynChunkTrainConfig(chunk, left), []
+    context, wrapper = net.make_streaming_context(config), EncoderWrapper(net)
+    rest = x
+    with torch.no_grad():
+        while rest.size(1):
+            take = data.draw(st.integers(1, 3)) * (1 if causal else chunk)
+            streamed.append(wrapper.forward_streaming(rest[:, :take], context))
+            rest = rest[:, take:]
+        whole = net.encode(x, dynchunktrain_config=None if causal else config)
+    torch.testing.assert_close(torch.cat(streamed, 1), whole, atol=1e-4, rtol=1e-4)
+
+
+@every_encoder
+def test_what_a_stream_keeps_does_not_grow(encoder):
+    net = model(SUMMARIES["summary"], encoder)
+    context, sizes = net.make_streaming_context(DynChunkTrainConfig(4, 2)), []
+    for _ in range(8):
+        net.encode_streaming(torch.randn(1, 8, 12), context)
+        kept = [x for x in tree_leaves(states_of(context)) if isinstance(x, torch.Tensor)]
+        sizes.append(sum(x.numel() for x in kept))
+    assert sizes[0] > 0 and len(set(sizes)) == 1
+
+
+def states_of(context):
+    return [(stream.sums, chunks.left) for stream, chunks in context.encoder_context.layers]
+
+
+@every_encoder
+def test_what_cannot_go_on_says_so(encoder):
+    net = model(MIXERS["relative attention"], encoder)
+    with pytest.raises(ValueError, match="RelPosMHAXL, which has no forward_streaming"):
+        net.make_streaming_context(DynChunkTrainConfig(4))
+    net = model(SEES_ALL["decay"], encoder)
+    context = net.make_streaming_context(DynChunkTrainConfig(4))
+    with pytest.raises(ValueError, match="decay is 0.9"):
+        net.encode_streaming(torch.randn(1, 4, 12), context)
 
 
 @every_encoder

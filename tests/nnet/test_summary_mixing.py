@@ -350,7 +350,7 @@ X = torch.zeros(2, 5, D)
         ({"query": X, "window": 3}, "window is 3, but must be a Window"),
         (
             {"query": X, "window": CAUSAL, "attn_mask": torch.zeros(5, 5).bool()},
-            "attn_mask has shape \\(5, 5\\), but each says alone",
+            "attn_mask is given too, but each says alone",
         ),
     ],
 )
