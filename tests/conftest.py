@@ -5,7 +5,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 from speechbrain.utils.importutils import LazyModule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # hypothesis asks each loaded module for __file__; SpeechBrain's lazy ones would import k2 and fail
 _import_on_access = LazyModule.__getattr__
@@ -31,3 +34,22 @@ def speech_data():
     if not folder:
         pytest.skip("SPEECH_DATA is not set: it names a folder of real speech")
     return Path(folder)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return output
+
+
+@pytest.fixture
+def largest_tensor():
+    """A context whose ``elements`` become those of the largest tensor made in it."""
+    return LargestTensor()

@@ -9,7 +9,10 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.inference.ASR import EncoderDecoderASR
 from speechbrain.lobes.models.convolution import ConvolutionalSpatialGatingUnit
 from speechbrain.lobes.models.transformer.Branchformer import BranchformerEncoderLayer
-from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+from speechbrain.lobes.models.transformer.Transformer import (
+    PositionalEncoding,
+    TransformerDecoderLayer,
+)
 from speechbrain.lobes.models.transformer.TransformerASR import (
     TransformerASR,
     make_transformer_src_tgt_masks,
@@ -20,6 +23,7 @@ from speechbrain.nnet.schedulers import WarmCoolDecayLRSchedule
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 
+from speechbrain_summarymixing.lobes import transformer as transformers
 from speechbrain_summarymixing.lobes.branchformer import NO_ATTENTION
 
 
@@ -33,6 +37,22 @@ def transformer(**options):
 
 def test_branchformer_layer_without_attention():
     assert not hasattr(BranchformerEncoderLayer(8, 2, attention_type=NO_ATTENTION), "mha_layer")
+
+
+def test_decoder_layer_without_attention_hands_masks_and_memory_through():
+    layer = TransformerDecoderLayer(8, 2, 8, attention_type=transformers.NO_ATTENTION)
+    assert not hasattr(layer, "self_attn") and not hasattr(layer, "multihead_attn")
+    seen = []
+
+    class Note(torch.nn.Module):
+        def forward(self, query, key, value, attn_mask, key_padding_mask, pos_embs):
+            seen.append((key, attn_mask))
+            return query, "weights"
+
+    layer.self_attn, layer.multihead_attn = Note(), Note()
+    mask, memory = object(), object()
+    _, *weights = layer(torch.rand(2, 1, 8), memory, tgt_mask=mask)
+    assert seen[0][1] is mask and seen[1][0] is memory and weights == ["weights"] * 2
 
 
 def test_encoder_input_is_the_output_of_custom_src_module_alone():

@@ -8,8 +8,6 @@ from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from speechbrain.lobes.models.transformer.TransformerASR import EncoderWrapper
 from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL, RoPEMHA
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.mixers import LinearHyperMixing, NoMixing
@@ -92,24 +90,11 @@ def test_every_parameter_learns(encoder, mixer):
 
 @every_encoder
 @pytest.mark.parametrize("name", ["summary", "lite", "decay", "Fastformer", "HyperMixing"])
-def test_an_hour_encodes_in_memory_that_grows_with_its_length(encoder, name):
+def test_an_hour_encodes_in_memory_that_grows_with_its_length(encoder, name, largest_tensor):
     net, frames = model(MIXERS[name], encoder_module=encoder), 60 * 60 * 25
-    with torch.no_grad(), LargestTensor() as largest:
+    with torch.no_grad(), largest_tensor as largest:
         assert net.encode(torch.randn(1, frames, 12)).isfinite().all()
     assert largest.elements <= 100 * frames
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return output
 
 
 def test_grown_positions_equal_a_table_that_was_long_at_once():

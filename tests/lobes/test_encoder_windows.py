@@ -14,7 +14,6 @@ from speechbrain.lobes.models.transformer.TransformerASR import (
 from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL, RoPEMHA
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
@@ -166,30 +165,17 @@ def test_chunks_of_a_causal_encoder_are_refused():
 @every_encoder
 @every_summary
 @pytest.mark.parametrize("window", ["causal", "chunks", "limited chunks"])
-def test_an_hour_makes_no_square_tensor(encoder, mixer, window):
+def test_an_hour_makes_no_square_tensor(encoder, mixer, window, largest_tensor):
     net, frames = model(mixer, encoder, causal=window == "causal"), 60 * 60 * 25
     config = {
         "causal": None,
         "chunks": DynChunkTrainConfig(16),
         "limited chunks": DynChunkTrainConfig(16, 4),
     }
-    with torch.no_grad(), LargestTensor() as largest:
+    with torch.no_grad(), largest_tensor as largest:
         encoded = net.encode(torch.randn(1, frames, 12), dynchunktrain_config=config[window])
     assert encoded.isfinite().all()
     assert largest.elements <= 100 * frames
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return output
 
 
 @every_encoder

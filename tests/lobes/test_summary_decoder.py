@@ -9,7 +9,6 @@ from speechbrain.lobes.models.transformer.Transformer import (
 from speechbrain.nnet.attention import MultiheadAttention
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
@@ -106,7 +105,7 @@ def test_steps_equal_the_whole(normalize_before, layers, length, beams, frames, 
         assert state.tokens == length
 
 
-def test_a_step_reads_one_token_and_a_state_that_does_not_grow():
+def test_a_step_reads_one_token_and_a_state_that_does_not_grow(largest_tensor):
     net, memory = decoder(), torch.randn(2, 30, D).double()
     lengths, sizes = [], []
     for layer in net.layers:
@@ -116,7 +115,7 @@ def test_a_step_reads_one_token_and_a_state_that_does_not_grow():
                 with_kwargs=True,
             )
     state = net.start(memory, beams=3)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         for _ in range(200):
             _, _, state = net.step(torch.randn(6, 1, D).double(), state)
             sizes.append(sum(t.numel() for t in tree_leaves(state) if torch.is_tensor(t)))
@@ -125,24 +124,11 @@ def test_a_step_reads_one_token_and_a_state_that_does_not_grow():
     assert largest.elements <= 6 * 64 * D  # a block of sums, of 6 hypotheses
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return output
-
-
-def test_no_tensor_is_tokens_by_tokens():
+def test_no_tensor_is_tokens_by_tokens(largest_tensor):
     net, length = decoder().float(), 3000
     tokens = torch.randn(1, length, D)
     mask = get_lookahead_mask(tokens)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         output, _, _ = net(tokens.requires_grad_(), torch.randn(1, 5, D), tgt_mask=mask)
         output.sum().backward()
     assert largest.elements <= 100 * length
