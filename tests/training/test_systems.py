@@ -16,11 +16,13 @@ from speechbrain_summarymixing.training import experiment
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = sorted([*ROOT.glob("hparams/*.yaml"), *ROOT.glob("recipes/**/hparams/*.yaml")])
+OWN = {"contextnet": {"front_end_channels": "[]"}}  # its encoder does the subsampling
 
 
 @pytest.mark.parametrize("yaml", SYSTEMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_system(yaml, command, noises, tmp_path):
-    experiment.run(command(tmp_path, yaml=yaml, number_of_epochs=1, batch_seconds=20))
+    options = {"number_of_epochs": 1, "batch_seconds": 20, **OWN.get(yaml.stem, {})}
+    experiment.run(command(tmp_path, yaml=yaml, **options))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["optimizer_steps"] >= 2
     model = load_model(tmp_path / "pretrained", "cpu")
