@@ -54,10 +54,10 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
     >>> depthwise_convolution(x, weight, chunks=ConvolutionStream(3))
     tensor([[[2., 3., 2., 3., 3., 2.]]])
     """
-    batch, channels, frames = x.shape
+    batch, _, frames = x.shape
     side = weight.size(2) // 2
     if chunks is None and not causal:
-        return functional.conv1d(x, weight, bias, padding=side, groups=channels)
+        return _convolve(x, weight, bias, side)
     reach = weight.size(2) - 1 if causal else side  # to the left
     if isinstance(chunks, ConvolutionStream) and chunks.left is not None:
         x = torch.cat([chunks.left, x], 2)
@@ -66,9 +66,29 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
     if isinstance(chunks, ConvolutionStream):
         chunks.left = x[..., x.size(2) - reach :]
     if causal:
-        return functional.conv1d(x, weight, bias, groups=channels)
+        return _convolve(x, weight, bias)
     chunk = chunks.chunk_size
     x = functional.pad(x, (0, -frames % chunk)).unfold(2, chunk + side, chunk)
     x = functional.pad(x, (0, side)).transpose(1, 2).flatten(0, 1)  # (B chunks, C, ...)
-    x = functional.conv1d(x, weight, bias, groups=channels)  # (B chunks, C, chunk)
+    x = _convolve(x, weight, bias)  # (B chunks, C, chunk)
     return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)[..., :frames]
+
+
+def _convolve(x, weight, bias, padding=0):
+    """Depthwise conv1d of (B, C, T), as the conv2d that the CPU does many times faster.
+
+    Its memory is (B, T, C), and time is the width where no gradient is needed, else the height.
+    """
+    channels = x.size(1)
+    if x.device.type != "cpu":
+        return functional.conv1d(x, weight, bias, padding=padding, groups=channels)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    if torch.is_grad_enabled():
+        x = functional.conv2d(
+            x.unsqueeze(3), weight.unsqueeze(3), bias, padding=(padding, 0), groups=channels
+        )
+        return x.squeeze(3)
+    x = functional.conv2d(
+        x.unsqueeze(2), weight.unsqueeze(2), bias, padding=(0, padding), groups=channels
+    )
+    return x.squeeze(2)
