@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from dataclasses import asdict
+from itertools import product
 
 from speechbrain_summarymixing import __version__
 from speechbrain_summarymixing.errors import UserError
@@ -94,12 +95,20 @@ def _add_benchmark(commands):
     cell = subjects.add_parser(
         "cell",
         help="the cell beside its bare matrix products",
-        description="Times the cell and its matrix products alternately; prints CSV.",
+        description="Times the cell and what it is over alternately; prints CSV. The plain cell is "
+        "over its matrix products, a cell with a window or decay is over the plain cell.",
+    )
+    cell.add_argument(
+        "--form",
+        nargs="+",
+        choices=["plain", "causal", "causal-limited", "chunks", "decay"],
+        default=["plain"],
+        help="causal-limited sees 100 frames to the left, chunks of 16 see 4 chunks to the left",
     )
     cell.add_argument("--nhead", type=int, nargs="+", default=[1, 4])
     cell.add_argument("--frames", type=int, nargs="+", default=[250, 500, 1000, 2000, 5000])
     cell.add_argument("--d-model", type=int, default=512)
-    cell.add_argument("--train", action="store_true", help="a training step over 3 x the products")
+    cell.add_argument("--train", action="store_true", help="a training step; 3 x the products")
     cell.add_argument("--compile", action="store_true", help="the cell through torch.compile")
     cell.add_argument("--device", default="cpu")
     cell.add_argument("--repetitions", type=int, default=30)
@@ -112,19 +121,19 @@ def _benchmark_cell(arguments):
 
     print(f"# {machine(arguments.device)}")
     print(",".join(COLUMNS))
-    for nhead in arguments.nhead:
-        for frames in arguments.frames:
-            row = cell_cost(
-                nhead=nhead,
-                frames=frames,
-                d_model=arguments.d_model,
-                train=arguments.train,
-                compiled=arguments.compile,
-                device=arguments.device,
-                repetitions=arguments.repetitions,
-            )
-            values = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
-            print(",".join(values), flush=True)
+    for form, nhead, frames in product(arguments.form, arguments.nhead, arguments.frames):
+        row = cell_cost(
+            form=form,
+            nhead=nhead,
+            frames=frames,
+            d_model=arguments.d_model,
+            train=arguments.train,
+            compiled=arguments.compile,
+            device=arguments.device,
+            repetitions=arguments.repetitions,
+        )
+        values = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        print(",".join(values), flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Time of a SummaryMixing cell over the time of its matrix products alone."""
+"""Time of a SummaryMixing cell over that of its matrix products, or of the plain cell."""
 
 import statistics
 
@@ -6,26 +6,44 @@ import torch
 
 from speechbrain_summarymixing.analysis.measuring import seconds_of
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
-COLUMNS = ("nhead", "frames", "cell_ms", "products_ms", "ratio", "repetitions")
+COLUMNS = ("form", "nhead", "frames", "cell_ms", "over", "over_ms", "ratio", "repetitions")
+FORMS = {  # what the cell is built with, and its window
+    "plain": ({}, None),
+    "causal": ({}, CAUSAL),
+    "causal-limited": ({}, Window(left_chunks=100)),
+    "chunks": ({}, Window(chunk_frames=16, left_chunks=4)),
+    "decay": ({"decay": 0.995}, None),
+}
 
 
 def cell_cost(
-    *, nhead=1, frames=1000, d_model=512, train=False, compiled=False, device="cpu", repetitions=30
+    *,
+    form="plain",
+    nhead=1,
+    frames=1000,
+    d_model=512,
+    train=False,
+    compiled=False,
+    device="cpu",
+    repetitions=30,
 ):
-    """Times a cell and its products alternately, and compares the medians.
+    """Times a cell and what it is compared with alternately, and compares the medians.
 
     Arguments
     ---------
+    form : str
+        One of `FORMS`. The plain cell is compared with its matrix products, others with it.
     nhead, d_model : int
         Of the standard cell.
     frames : int
         Length T of the one utterance.
     train : bool
-        A step forward and backward, over three times the products; else inference.
+        A step forward and backward, for which the products count three times; else inference.
     compiled : bool
-        The cell goes through ``torch.compile``.
+        Cells go through ``torch.compile``.
     device : str
     repetitions : int
         Of each of the two.
@@ -44,29 +62,44 @@ def cell_cost(
         if value < 1:
             raise UserError(f"{name} is {value}, but must be 1 or more")
     torch.manual_seed(0)
-    cell = SummaryMixing(d_model, nhead=nhead, dropout=0.0).to(device).train(train)
+    torch.compiler.reset()  # each row has graphs of its own
     x = torch.randn(1, frames, d_model, device=device, requires_grad=train)
-    products = bare_products(cell, x.detach())
-    forward = torch.compile(cell) if compiled else cell
 
-    def step():
-        output = forward(x)[0]
-        if train:
-            output.backward(torch.ones_like(output))
+    def cell_and_step(form):
+        options, window = FORMS[form]
+        cell = SummaryMixing(d_model, nhead=nhead, dropout=0.0, **options).to(device).train(train)
+        forward = torch.compile(cell, fullgraph=True) if compiled else cell
+        direction = torch.ones(1, frames, d_model, device=device)
 
+        def step():
+            output = forward(x, window=window)[0]
+            if train:
+                output.backward(direction)
+                x.grad = None
+                cell.zero_grad()
+
+        return cell, step
+
+    plain, other = cell_and_step("plain")
+    if form == "plain":
+        step, over = other, "3 x products" if train else "products"
+        other, times_other = bare_products(plain, x.detach()), 3 if train else 1
+    else:
+        step, over, times_other = cell_and_step(form)[1], "plain cell", 1
     with torch.set_grad_enabled(train):
         for _ in range(3):
-            step(), products()
-        times = [
-            (seconds_of(step, device), seconds_of(products, device)) for _ in range(repetitions)
-        ]
-    cell_seconds, product_seconds = map(statistics.median, zip(*times))
+            step(), other()
+        times = [(seconds_of(step, device), seconds_of(other, device)) for _ in range(repetitions)]
+    seconds, other_seconds = map(statistics.median, zip(*times))
+    other_seconds *= times_other
     return {
+        "form": form,
         "nhead": nhead,
         "frames": frames,
-        "cell_ms": 1e3 * cell_seconds,
-        "products_ms": 1e3 * product_seconds,
-        "ratio": cell_seconds / product_seconds / (3 if train else 1),
+        "cell_ms": 1e3 * seconds,
+        "over": over,
+        "over_ms": 1e3 * other_seconds,
+        "ratio": seconds / other_seconds,
         "repetitions": repetitions,
     }
 

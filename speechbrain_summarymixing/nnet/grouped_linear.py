@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 class GroupedLinear(nn.Module):
@@ -61,9 +62,44 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x):
         """Returns (H, N, out_features / H) of ``x`` (H, N, in_features / H)."""
-        if self.heads == 1:  # the bias fused into the product
-            return torch.addmm(self.biases[0], x[0], self.weights[0]).unsqueeze(0)
-        return torch.baddbmm(self.biases.unsqueeze(1), x, self.weights)
+        return _by_head(_linear, x, self.weights, self.biases)
+
+    def by_part(self, x):
+        """As ``forward(x)``, but a list of its parts, each contiguous."""
+        widths = [width // self.heads for width in self.parts]
+        parts = zip(self.weights.split(widths, dim=2), self.biases.split(widths, dim=1))
+        return [_by_head(_linear, x, weights, biases) for weights, biases in parts]
+
+    def of_gelu(self, x, approximate="none"):
+        """As ``forward(gelu(x))``, but backward keeps x alone and computes gelu(x) again."""
+        return _by_head(_LinearOfGelu.apply, x, self.weights, self.biases, approximate)
+
+
+def _by_head(function, x, weights, biases, *options):
+    """A function of (H, N, in), (H, in, out) and (H, 1, out), or without the H where it is 1."""
+    if weights.size(0) == 1:  # a product of matrices is faster than a batch of one
+        return function(x.squeeze(0), weights.squeeze(0), biases, *options).unsqueeze(0)
+    return function(x, weights, biases.unsqueeze(1), *options)
+
+
+def _linear(x, weights, biases):
+    return (torch.addmm if x.dim() == 2 else torch.baddbmm)(biases, x, weights)
+
+
+class _LinearOfGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weights, biases, approximate):
+        ctx.approximate = approximate
+        ctx.save_for_backward(x, weights)
+        return _linear(functional.gelu(x, approximate=approximate), weights, biases)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weights = ctx.saved_tensors
+        by_weights = functional.gelu(x, approximate=ctx.approximate).mT @ grad
+        by_gelu = grad @ weights.to(grad.dtype).mT  # autocast gives a product of a narrower type
+        by_x = torch.ops.aten.gelu_backward(by_gelu, x, approximate=ctx.approximate)
+        return by_x, by_weights, grad.sum(-2, keepdim=True), None
 
 
 def split_heads(x, heads):

@@ -107,20 +107,20 @@ def masked_mean(x, key_padding_mask=None):
     Arguments
     ---------
     x : torch.Tensor
-        (B, T, S), finite.
+        (..., B, T, S), finite.
     key_padding_mask : torch.Tensor or None
         (B, T), True on padding. A row of padding alone has the mean zero.
 
     Returns
     -------
     torch.Tensor
-        (B, S), in the type of x.
+        (..., B, S), in the type of x.
 
     Reference: equation of s_bar, arXiv 2307.07421.
     """
     if key_padding_mask is None:
-        return (x.sum(1, dtype=_accumulator(x)) / x.size(1)).to(x.dtype)
-    total = x.masked_fill(key_padding_mask.unsqueeze(-1), 0.0).sum(1, dtype=_accumulator(x))
+        return (x.sum(-2, dtype=_accumulator(x)) / x.size(-2)).to(x.dtype)
+    total = x.masked_fill(key_padding_mask.unsqueeze(-1), 0.0).sum(-2, dtype=_accumulator(x))
     count = key_padding_mask.logical_not().sum(1, keepdim=True).clamp(min=1)
     return (total / count).to(x.dtype)
 
@@ -318,7 +318,8 @@ def _decayed_sums(x, decay):
     frame, and those to the left as seen from its first; between the blocks these two decay by
     decay^BLOCK, again by a matrix, which is smaller than x up to T = BLOCK² S.
     """
-    blocks = _in_blocks(x)  # (B, T / BLOCK, BLOCK, S)
+    # one more than it takes: a compiled graph for all lengths has never a dimension of 1
+    blocks = _in_blocks(x, more=1)  # (B, T / BLOCK + 1, BLOCK, S)
     frame = torch.arange(BLOCK, device=x.device)
     block = torch.arange(blocks.size(1), device=x.device)
 
@@ -335,9 +336,9 @@ def _decayed_sums(x, decay):
     return sums.flatten(1, 2)[:, : x.size(1)]
 
 
-def _in_blocks(x, size=BLOCK):
-    """(B, T, S), filled up with zeros, as (B, ceil(T / size), size, S)."""
-    blocks = (x.size(1) + size - 1) // size
+def _in_blocks(x, size=BLOCK, more=0):
+    """(B, T, S), filled up with zeros, as (B, ceil(T / size) + more, size, S)."""
+    blocks = (x.size(1) + size - 1) // size + more
     return functional.pad(x, (0, 0, 0, blocks * size - x.size(1))).unflatten(1, (blocks, size))
 
 

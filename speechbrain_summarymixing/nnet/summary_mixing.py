@@ -104,6 +104,7 @@ class SummaryMixing(nn.Module):
         self.local_layers = _later_layers(self.local_dims, nhead)
         self.summary_layers = _later_layers(self.summary_dims, nhead)
         self.activation = activation()
+        self._is_gelu = type(self.activation) is nn.GELU
         width = self.summary_dims[-1]
         self.summary_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
         if local_branch:
@@ -241,38 +242,50 @@ class SummaryMixing(nn.Module):
         padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(-1)
         x = query if padding is None else query.masked_fill(padding, 0.0)
 
-        hidden = self.activation(self.first(split_heads(x.reshape(batch * frames, -1), self.nhead)))
-        split = self.local_dims[0] // self.nhead if self.local_dims else 0  # hidden is [f ; s]
-        summary = hidden[..., split:]
-        for layer in self.summary_layers:
-            summary = self.activation(layer(summary))
-        summary = join_heads(summary).view(batch, frames, -1)
+        x = split_heads(x.reshape(batch * frames, -1), self.nhead)
+        *local, summary = self.first.by_part(x)
+        summary = self._activate(self._products(summary, self.summary_layers))
+        summary = summary.view(self.nhead, batch, frames, -1)
         means, state = self._means(summary, attn_mask, key_padding_mask, window, state)
         summary = self.summary_norm(means)
 
         if self.local_dims:
-            local = hidden[..., :split]
-            for layer in self.local_layers:
-                local = self.activation(layer(local))
-            local = self.local_norm(join_heads(local)).view(batch, frames, -1)
+            local = self._activate(join_heads(self._products(*local, self.local_layers)))
+            local = self.local_norm(local).view(batch, frames, -1)
             output = self._combine(local, summary, window)
         else:
             output = summary if window is None else to_frames(summary, window, frames)
             output = output.expand(batch, frames, self.d_out)
         return (output if padding is None else output.masked_fill(padding, 0.0)), state
 
+    def _products(self, x, layers):
+        """The last layer's product from the first one's, (H, N, width), which it may overwrite."""
+        for layer in layers:
+            if self._is_gelu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                x = layer.of_gelu(x, self.activation.approximate)
+            else:
+                x = layer(self._activate(x))
+        return x
+
+    def _activate(self, product):
+        """The activation, in the memory of a product that no gradient needs."""
+        if self._is_gelu and not torch.is_grad_enabled():
+            return torch.ops.aten.gelu_(product, approximate=self.activation.approximate)
+        return self.activation(product)
+
     def _means(self, summary, attn_mask, key_padding_mask, window, state):
-        """s_bar (B, M, S) of s(x_t) (B, T, S), and the running sums of a window.
+        """s_bar (B, M, S) of s(x_t) (H, B, T, S / H), and the running sums of a window.
 
         M is 1, the frames T or the chunks of the window.
         """
+        if window is None and attn_mask is None and self.decay is None:
+            return join_heads(masked_mean(summary, key_padding_mask)).unsqueeze(1), None
+        summary = join_heads(summary.flatten(1, 2)).view(*summary.shape[1:3], -1)
         if window is not None:
             return running_chunk_means(summary, window, state, key_padding_mask)
         if attn_mask is not None:
             return attn_mask_mean(summary, attn_mask, key_padding_mask), None
-        if self.decay is not None:
-            return decayed_mean(summary, self.decay, key_padding_mask), None
-        return masked_mean(summary, key_padding_mask).unsqueeze(1), None
+        return decayed_mean(summary, self.decay, key_padding_mask), None
 
     def _combine(self, local, summary, window):
         """c([local ; summary]) of (B, T, L) and (B, M, S), without the concatenation."""
@@ -282,7 +295,7 @@ class SummaryMixing(nn.Module):
         shared = nn.functional.linear(self.dropout(summary), weight_summary, self.combiner.bias)
         if window is not None:
             shared = to_frames(shared, window, local.size(1))
-        return self.activation(nn.functional.linear(self.dropout(local), weight_local).add_(shared))
+        return self._activate(nn.functional.linear(self.dropout(local), weight_local).add_(shared))
 
     def _check_input(self, query, key, value, attn_mask, key_padding_mask, window):
         if query.dim() != 3 or query.size(2) != self.d_model:

@@ -3,7 +3,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_summarymixing import cli
-from speechbrain_summarymixing.analysis.cell_cost import COLUMNS, bare_products, cell_cost
+from speechbrain_summarymixing.analysis.cell_cost import (
+    COLUMNS,
+    FORMS,
+    bare_products,
+    cell_cost,
+)
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 
@@ -27,21 +32,30 @@ def test_products_are_those_of_the_cell(nhead, dims):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_row_says_what_was_timed(train):
-    row = cell_cost(nhead=2, frames=20, d_model=16, train=train, repetitions=2)
-    assert tuple(row) == COLUMNS
-    assert row["cell_ms"] > 0 and row["products_ms"] > 0
-    expected = row["cell_ms"] / row["products_ms"] / (3 if train else 1)
-    assert row["ratio"] == pytest.approx(expected)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_says_what_was_timed(form, train):
+    row = cell_cost(form=form, nhead=2, frames=20, d_model=16, train=train, repetitions=2)
+    assert tuple(row) == COLUMNS and row["form"] == form
+    products = "3 x products" if train else "products"
+    assert row["over"] == (products if form == "plain" else "plain cell")
+    assert row["cell_ms"] > 0 and row["over_ms"] > 0
+    assert row["ratio"] == pytest.approx(row["cell_ms"] / row["over_ms"])
 
 
 def test_the_command_prints_a_table_and_its_machine(capsys):
     assert cli.main("benchmark cell --nhead 1 2 --frames 10 20 --repetitions 1".split()) == 0
     out = capsys.readouterr().out.splitlines()
     assert "cores" in out[0] and out[1].split(",") == list(COLUMNS)
-    assert [line.split(",")[:2] for line in out[2:]] == [
-        ["1", "10"], ["1", "20"], ["2", "10"], ["2", "20"],
+    assert [line.split(",")[:3] for line in out[2:]] == [
+        ["plain", "1", "10"], ["plain", "1", "20"], ["plain", "2", "10"], ["plain", "2", "20"],
     ]  # fmt: skip
+
+
+def test_the_command_knows_every_form():
+    with pytest.raises(SystemExit):
+        cli.main("benchmark cell --form none".split())
+    arguments = ["benchmark", "cell", "--form", *FORMS, "--nhead", "1", "--frames", "9"]
+    assert cli.main([*arguments, "--repetitions", "1", "--d-model", "16"]) == 0
 
 
 def test_a_wrong_number_is_said(capsys):
