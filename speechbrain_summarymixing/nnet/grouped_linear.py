@@ -20,9 +20,9 @@ class GroupedLinear(nn.Module):
     heads : int
         Number of groups H.
     parts : sequence of int or None
-        Widths, over all heads, of layers that share this input and are computed as one product:
-        each head's output is their concatenation, and each is initialised as if alone. Their sum
-        is out_features; None is a single part.
+        Widths, over all heads, of layers that share this input: each head's output is their
+        concatenation, and each is initialised as if alone. Their sum is out_features; None is a
+        single part.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class GroupedLinear(nn.Module):
         return _by_head(_linear, x, self.weights, self.biases)
 
     def by_part(self, x):
-        """As ``forward(x)``, but a list of its parts, each contiguous."""
+        """As ``forward(x)``, but a list of its parts: contiguous, for products that follow."""
         widths = [width // self.heads for width in self.parts]
         parts = zip(self.weights.split(widths, dim=2), self.biases.split(widths, dim=1))
         return [_by_head(_linear, x, weights, biases) for weights, biases in parts]

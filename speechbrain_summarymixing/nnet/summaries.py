@@ -264,20 +264,31 @@ def _window_sums(x, window, history):
     if history is not None:
         x = torch.cat([history, x], 1)
     if window.left_chunks is None:
-        sums = _prefix_sums(x, _accumulator(x))
+        sums = _prefix_sums(x)
         return sums[:, -chunks:], sums[:, -1:].double()
-    sums = _prefix_sums(x, torch.float64)  # whose differences may be small
-    seen = min(window.left_chunks + 1, x.size(1))
-    sums = sums - functional.pad(sums, (0, 0, seen, -seen))
+    sums = _sliding_sums(x, min(window.left_chunks + 1, x.size(1)))
     return sums[:, -chunks:], x[:, max(0, x.size(1) - window.left_chunks) :].double()
 
 
-def _prefix_sums(x, dtype):
-    """Sums (B, T, S) of the frames 0 to t: those of a block in ``dtype``, of blocks in float64."""
-    blocks = _in_blocks(x, min(BLOCK, x.size(1))).cumsum(2, dtype=dtype)
+def _sliding_sums(x, width):
+    """Sums (B, T, S) of the last ``width`` frames, or of all so far.
+
+    In blocks of the width they are a block's first frames and the last ones of the block before,
+    so that no sum is longer than what it is a part of: float32 stays exact.
+    """
+    blocks = _in_blocks(x, width)
+    first = _prefix_sums(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
+    last = first[:, :, -1:] - first  # what comes after a frame in its block
+    sums = torch.cat([first[:, :1], first[:, 1:] + last[:, :-1]], 1)
+    return sums.flatten(1, 2)[:, : x.size(1)]
+
+
+def _prefix_sums(x):
+    """Sums (B, T, S) of the frames 0 to t; what passes from block to block is float64."""
+    blocks = _in_blocks(x, min(BLOCK, x.size(1))).cumsum(2, dtype=_accumulator(x))
     carry = blocks[:, :, -1].cumsum(1, dtype=torch.float64)
     carry = functional.pad(carry, (0, 0, 1, -1)).unsqueeze(2)  # of the blocks before
-    return blocks.add_(carry.to(dtype)).flatten(1, 2)[:, : x.size(1)]
+    return blocks.add_(carry.to(blocks.dtype)).flatten(1, 2)[:, : x.size(1)]
 
 
 def decayed_mean(x, decay, key_padding_mask=None):
@@ -332,8 +343,10 @@ def _decayed_sums(x, decay):
     sums, from_last, from_first = sums.split([BLOCK, 1, 1], dim=2)
     between = weights(BLOCK * (block[:, None] - block - 1).clamp(min=0)).tril(-1)
     carry = torch.stack([between @ from_last.squeeze(2), between.T @ from_first.squeeze(2)], 2)
-    sums = sums + weights(torch.stack([to_left, to_right], 1) + 1) @ carry
-    return sums.flatten(1, 2)[:, : x.size(1)]
+    outside = weights(torch.stack([to_left, to_right], 1) + 1)
+    sums, carry = sums.flatten(0, 1), carry.flatten(0, 1)
+    sums = torch.baddbmm(sums, outside.expand(carry.size(0), -1, -1), carry)
+    return sums.unflatten(0, blocks.shape[:2]).flatten(1, 2)[:, : x.size(1)]
 
 
 def _in_blocks(x, size=BLOCK, more=0):

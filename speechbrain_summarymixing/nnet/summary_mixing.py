@@ -25,9 +25,10 @@ class SummaryMixing(nn.Module):
         s_bar = mean over valid frames of s(x_t)
         h_t = c([f(x_t) ; s_bar])
 
-    Every layer of f, s and c is linear, then the activation. The first layers of f and s are one
-    matrix product, and c's product splits in W_f f(x_t) + (W_s s_bar + b), whose second term is one
-    vector for each utterance: nothing is repeated over time or concatenated.
+    Every layer of f, s and c is linear, then the activation. c's product splits in
+    W_f f(x_t) + (W_s s_bar + b), whose second term is one vector for each utterance: nothing is
+    repeated over time or concatenated. Where the activation is GELU, inference activates in place,
+    and training keeps what enters an activation, not what leaves it.
 
     Arguments
     ---------

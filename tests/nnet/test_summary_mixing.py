@@ -140,6 +140,36 @@ def test_bfloat16_autocast_is_near_float32_over_2000_frames(form, masked):
     assert (rough - exact).norm() / exact.norm() < 1e-2
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+def test_under_autocast_a_layer_of_gelu_has_the_gradients_of_its_two_steps(heads):
+    torch.manual_seed(0)
+    layer, x = GroupedLinear(64, 32, heads), torch.randn(heads, 200, 64 // heads).bfloat16()
+    direction, gradients = torch.randn(heads, 200, 32 // heads).bfloat16(), []
+    x.requires_grad_()
+    for run in (lambda: layer(nn.functional.gelu(x)), lambda: layer.of_gelu(x)):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = run()
+        gradients.append(torch.autograd.grad(output, (x, *layer.parameters()), direction))
+    for expected, recomputed in zip(*gradients):
+        torch.testing.assert_close(recomputed, expected)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_layer_of_gelu_has_first_and_second_derivatives(heads, approximate):
+    torch.manual_seed(0)
+    layer = GroupedLinear(4, 6, heads).double()
+    x = torch.randn(heads, 3, 4 // heads).double().requires_grad_()
+    expected = layer(nn.functional.gelu(x, approximate=approximate))
+    torch.testing.assert_close(layer.of_gelu(x, approximate), expected)
+    inputs = (x, layer.weights, layer.biases)
+
+    def run(*_):  # the checks change the inputs in place
+        return layer.of_gelu(x, approximate)
+
+    assert torch.autograd.gradcheck(run, inputs) and torch.autograd.gradgradcheck(run, inputs)
+
+
 def test_half_precision_sums_do_not_overflow():
     cell = SummaryMixing(D, local_branch=False, layer_norm=False, activation=nn.Identity)
     with torch.no_grad():
