@@ -9,8 +9,6 @@ from speechbrain.nnet.CNN import Conv1d
 from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder, MaskedBatchNorm1d
@@ -209,23 +207,10 @@ def test_it_compiles_to_one_graph_for_all_lengths(training):
         torch.testing.assert_close(compiled(src, src_key_padding_mask=padding)[0], expected)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return output
-
-
-def test_an_hour_encodes_in_memory_that_grows_with_its_length():
+def test_an_hour_encodes_in_memory_that_grows_with_its_length(largest_tensor):
     net, frames = encoder(), 60 * 60 * 100
     padding = padding_of([frames - 1], frames)
-    with torch.no_grad(), LargestTensor() as largest:
+    with torch.no_grad(), largest_tensor as largest:
         output, _ = net(torch.randn(1, frames, D), src_key_padding_mask=padding)
     assert output.shape == (1, frames // 8, D) and output.isfinite().all()
     assert largest.elements <= 2 * D * frames
