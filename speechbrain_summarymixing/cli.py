@@ -137,6 +137,18 @@ def _benchmark_cell(arguments):
     return 0
 
 
+def _add_system_files(parser):
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options over those of every file that has them",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+
+
 def _add_benchmark_systems(subjects):
     systems = subjects.add_parser(
         "systems",
@@ -146,10 +158,7 @@ def _add_benchmark_systems(subjects):
         "to the weights, on CUDA it is all that torch allocated. A point that does not fit in "
         "memory or in the budget is told, never estimated.",
     )
-    systems.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
-    systems.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options over those of every file"
-    )
+    _add_system_files(systems)
     systems.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 60, 150, 300, 600])
     kinds = ["inference", "training"]
     systems.add_argument("--what", nargs="+", choices=kinds, default=kinds)
@@ -161,7 +170,6 @@ def _add_benchmark_systems(subjects):
         default=120.0,
         help="seconds; where one run takes longer, longer lengths are not run (default: 120)",
     )
-    systems.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     systems.add_argument("--csv", metavar="FILE", help="write the table here too")
     systems.add_argument("--plot", metavar="FILE.png", help="draw time and memory over length")
     systems.set_defaults(run=_benchmark_systems)
@@ -193,17 +201,13 @@ def _add_benchmark_decoding(subjects):
         description="Times the decoder's step of hyperparameter files in turn, without scorers; "
         "prints CSV. The column frames tells how many frames of each hypothesis the decoder reads.",
     )
-    decoding.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
-    decoding.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options over those of every file"
-    )
+    _add_system_files(decoding)
     decoding.add_argument(
         "--steps", type=int, nargs="+", default=[10, 50, 100, 200, 400], help="tokens of the prefix"
     )
     decoding.add_argument("--seconds", type=float, default=10.0, help="of audio (default: 10)")
     decoding.add_argument("--beam", type=int, default=10)
     decoding.add_argument("--repetitions", type=int, default=5, help="timed steps after a warm-up")
-    decoding.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     decoding.set_defaults(run=_benchmark_decoding)
 
 
