@@ -19,7 +19,9 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.lobes.positions import SinePositions
 from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training.processes import number_of_processes, on_any
 
 logger = get_logger(__name__)
 
@@ -122,6 +124,7 @@ class ASR(sb.Brain):
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # a checkpoint amid an accumulation would lose its gradients
         due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        self._stop_requested = on_any(self._stop_requested, self.device)
         return (due or self._stop_requested) and self.step % self.grad_accumulation_factor == 0
 
     def _save_intra_epoch_ckpt(self):
@@ -141,12 +144,30 @@ class ASR(sb.Brain):
 
     def on_fit_start(self):
         """Sets the schedule's length before the newest checkpoint is loaded."""
-        world = torch.distributed.get_world_size() if self.distributed_launch else 1
-        steps = self.hparams.number_of_epochs * self.steps_per_epoch
-        total = max(1, steps // (world * self.grad_accumulation_factor))
+        processes, batches = number_of_processes(), self.steps_per_epoch
+        if self.distributed_launch and batches <= processes:
+            raise UserError(
+                f"an epoch has {batches} batches for {processes} processes, but each must get two "
+                "or more: start fewer processes or lower --batch_seconds"
+            )
+        # batches are repeated until each process has as many; gradients left over are dropped
+        steps = -(-batches // processes) // self.grad_accumulation_factor
+        total = max(1, self.hparams.number_of_epochs * steps)
         cooldown = max(1, round(self.hparams.cooldown_fraction * total))
         self.lr_schedule = self.hparams.lr_schedule(total_steps=total, cooldown=cooldown)
         super().on_fit_start()
+        if self.distributed_launch:  # else each process draws the same dropout and augmentation
+            torch.manual_seed(self.hparams.seed + self.rank)
+
+    def _wrap_distributed(self):
+        # a table that has grown on one process alone cannot be broadcast
+        for module in self.modules.values() if self.distributed_launch else ():
+            module._ddp_params_and_buffers_to_ignore = [
+                f"{name}.table"
+                for name, part in module.named_modules()
+                if isinstance(part, SinePositions)
+            ]
+        super()._wrap_distributed()
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the stage's clock and word error counts."""
@@ -172,13 +193,13 @@ class ASR(sb.Brain):
             "valid_WER": self.wer_stats.summarize("WER"),
             "train_seconds": round(self.train_seconds, 1),
         }
+        for train_logger in self.train_loggers:  # they write on the main process alone
+            train_logger.log_stats(
+                stats_meta={k: row[k] for k in ("epoch", "steps", "lr", "train_seconds")},
+                train_stats={"loss": row["train_loss"]},
+                valid_stats={"loss": valid_loss, "WER (greedy CTC)": row["valid_WER"]},
+            )
         if if_main_process():
-            for train_logger in self.train_loggers:
-                train_logger.log_stats(
-                    stats_meta={k: row[k] for k in ("epoch", "steps", "lr", "train_seconds")},
-                    train_stats={"loss": row["train_loss"]},
-                    valid_stats={"loss": valid_loss, "WER (greedy CTC)": row["valid_WER"]},
-                )
             curves.record(Path(self.hparams.output_folder), row)
         self.checkpointer.save_and_keep_only(
             meta={"WER": row["valid_WER"], "epoch": epoch},
