@@ -53,7 +53,7 @@ DRIVER = textwrap.dedent(
                 "normalize": hparams["normalize"]._statistics_dict(),
                 "scheduled_steps": brain.lr_schedule.total_steps,
                 "steps": brain.optimizer_step,
-                "draw": torch.rand(1),
+                "seed": torch.initial_seed(),
             },
             f"{notes}-{rank}.pt",
         )
@@ -181,7 +181,7 @@ def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
 
     ends = [resumed.end(rank) for rank in (0, 1)]
     assert [end["steps"] for end in ends] == [end["scheduled_steps"] for end in ends] == [9, 9]
-    assert ends[0]["draw"] != ends[1]["draw"]  # dropout and augmentation differ
+    assert ends[0]["seed"] != ends[1]["seed"]  # so dropout and augmentation differ
     for name in ("glob_mean", "glob_std"):
         assert ends[0]["normalize"][name].equal(ends[1]["normalize"][name])
     for key, value in ends[0]["weights"].items():
@@ -235,6 +235,7 @@ def test_an_error_is_told_once_and_ends_all(launch, noises, tmp_path):
     assert runs["lose"].status() != 0  # of all processes
     assert runs["lose"].error.count("error: the manifests cannot be used") == 1
     assert runs["lose"].error.count("gone.flac") == 1
+    assert "[rank1]" not in runs["lose"].error
     assert not list(tmp_path.glob("lose-*.jsonl"))  # no step was taken
     assert runs["corrupt"].status() != 0  # of one
     assert runs["corrupt"].error.count("corrupt.flac") == 1
