@@ -17,6 +17,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
+from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.lobes.positions import SinePositions
@@ -160,14 +161,23 @@ class ASR(sb.Brain):
             torch.manual_seed(self.hparams.seed + self.rank)
 
     def _wrap_distributed(self):
-        # a table that has grown on one process alone cannot be broadcast
-        for module in self.modules.values() if self.distributed_launch else ():
-            module._ddp_params_and_buffers_to_ignore = [
-                f"{name}.table"
-                for name, part in module.named_modules()
-                if isinstance(part, SinePositions)
-            ]
-        super()._wrap_distributed()
+        if not self.distributed_launch:
+            super()._wrap_distributed()
+            return
+        # not SpeechBrain's: it makes batch normalisation SyncBatchNorm, which the CPU lacks
+        for name, module in self.modules.items():
+            if any(p.requires_grad for p in module.parameters()):
+                # a table that has grown on one process alone cannot be broadcast
+                module._ddp_params_and_buffers_to_ignore = [
+                    f"{part_name}.table"
+                    for part_name, part in module.named_modules()
+                    if isinstance(part, SinePositions)
+                ]
+                self.modules[name] = DistributedDataParallel(
+                    module,
+                    device_ids=None if self.distributed_backend == "gloo" else [self.device],
+                    find_unused_parameters=self.find_unused_parameters,
+                )
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the stage's clock and word error counts."""

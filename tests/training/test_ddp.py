@@ -88,7 +88,7 @@ class Run:
 
     def status(self):
         """Waits for the end; returns the exit status."""
-        _, self.error = self.process.communicate(timeout=120)
+        _, self.error = self.process.communicate(timeout=300)
         return self.process.returncode
 
     def steps(self, rank):
@@ -224,18 +224,17 @@ def test_an_error_is_told_once_and_ends_all(launch, noises, tmp_path):
             bad.write_bytes(file.read()[:200])
         rows[7]["wav"] = str(bad)
 
-    runs = {
-        change.__name__: launch(
-            change.__name__,
-            folder=f"out-{change.__name__}",
-            train_csv=spoilt(noises, tmp_path / f"{change.__name__}.csv", change),
-        )
-        for change in (lose, corrupt)
-    }
-    assert runs["lose"].status() != 0  # of all processes
-    assert runs["lose"].error.count("error: the manifests cannot be used") == 1
-    assert runs["lose"].error.count("gone.flac") == 1
-    assert "[rank1]" not in runs["lose"].error
+    def start(change, **options):
+        path = spoilt(noises, tmp_path / f"{change.__name__}.csv", change)
+        return launch(change.__name__, folder=change.__name__, train_csv=path, **options)
+
+    lost = start(lose)
+    # batch normalisation too takes its place among the processes
+    corrupted = start(corrupt, yaml="hparams/contextnet.yaml", front_end_channels="[]")
+    assert lost.status() != 0  # of all processes
+    assert lost.error.count("error: the manifests cannot be used") == 1
+    assert lost.error.count("gone.flac") == 1
+    assert "[rank1]" not in lost.error
     assert not list(tmp_path.glob("lose-*.jsonl"))  # no step was taken
-    assert runs["corrupt"].status() != 0  # of one
-    assert runs["corrupt"].error.count("corrupt.flac") == 1
+    assert corrupted.status() != 0  # of one
+    assert corrupted.error.count("corrupt.flac") == 1
