@@ -141,6 +141,8 @@ class ExperimentBrain(sb.Brain):
 
     def on_fit_start(self):
         """Sets the schedule's length before the newest checkpoint is loaded."""
+        if self.optimizer_step_limit is not None:
+            self.optimizer_step_limit = int(self.optimizer_step_limit)  # the command line's is text
         world = torch.distributed.get_world_size() if self.distributed_launch else 1
         steps = self.hparams.number_of_epochs * self.steps_per_epoch
         total = max(1, steps // (world * self.grad_accumulation_factor))

@@ -1,11 +1,13 @@
 """Recipes at the paper's size: they build, and have the published numbers of parameters."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import load_hyperparams
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,16 @@ def test_published_numbers_of_parameters(name, whole, encoder):
     assert millions(hparams["model"]) == pytest.approx(whole, rel=0.005)
     if encoder is not None:
         assert millions(hparams["transformer"].encoder) == pytest.approx(encoder, rel=0.005)
+
+
+@pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
+    options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
+    options |= {"number_of_epochs": 1, "optimizer_step_limit": 1, "batch_seconds": 8}
+    experiment.run(command(tmp_path, yaml=yaml, **options))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["optimizer_steps"] == 1 and results["test"]["test"]["utterances"] == 6
+    assert (tmp_path / "pretrained/model.ckpt").is_file()
 
 
 def test_recipe_files_are_short():
