@@ -25,6 +25,7 @@ def main(argv=None):
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_transcribe(commands)
+    _add_shard(commands)
     _add_benchmark(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -85,6 +86,43 @@ def _print(result, arguments):
     elif result.error is None:
         many = len(arguments.files) > 1
         print(f"{result.file}\t{result.text}" if many else result.text, flush=True)
+
+
+def _add_shard(commands):
+    parser = commands.add_parser(
+        "shard",
+        help="pack a corpus into tar files",
+        description="Writes the utterances of a manifest, shuffled, into tar files of webdataset's "
+        "layout: <ID>.flac (or wav, mp3, …) as it is and <ID>.json with duration, spk_id and wrd.",
+    )
+    parser.add_argument("manifest", metavar="MANIFEST.csv", help="as train.py takes it")
+    parser.add_argument("folder", metavar="FOLDER", help="made anew")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--shard-seconds", type=float, default=3600.0, help="audio in a shard (default: 3600)"
+    )
+    size.add_argument("--utterances-per-shard", type=int, metavar="N")
+    parser.add_argument("--data-root", help="what $data_root in the manifest stands for")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_shard)
+
+
+def _shard(arguments):
+    from speechbrain_summarymixing.corpora.shards import write_shards
+
+    counts = write_shards(
+        arguments.manifest,
+        arguments.folder,
+        shard_seconds=arguments.shard_seconds,
+        utterances_per_shard=arguments.utterances_per_shard,
+        data_root=arguments.data_root,
+        progress=not arguments.no_progress,
+    )
+    print(
+        f"{arguments.folder}: {counts['shards']} shards, {counts['utterances']} utterances, "
+        f"{counts['seconds'] / 3600:.2f} hours"
+    )
+    return 0
 
 
 def _add_benchmark(commands):

@@ -19,7 +19,9 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.lobes.positions import SinePositions
 from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training.processes import number_of_processes, on_any
 from speechbrain_summarymixing.training.schedules import make_schedule
 
 logger = get_logger(__name__)
@@ -122,6 +124,7 @@ class ExperimentBrain(sb.Brain):
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # a checkpoint amid an accumulation would lose its gradients
         due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        self._stop_requested = on_any(self._stop_requested, self.device)
         return (due or self._stop_requested) and self.step % self.grad_accumulation_factor == 0
 
     def _save_intra_epoch_ckpt(self):
@@ -143,9 +146,15 @@ class ExperimentBrain(sb.Brain):
         """Sets the schedule's length before the newest checkpoint is loaded."""
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)  # the command line's is text
-        world = torch.distributed.get_world_size() if self.distributed_launch else 1
-        steps = self.hparams.number_of_epochs * self.steps_per_epoch
-        total = max(1, steps // (world * self.grad_accumulation_factor))
+        processes, batches = number_of_processes(), self.steps_per_epoch
+        if self.distributed_launch and batches <= processes:
+            raise UserError(
+                f"an epoch has {batches} batches for {processes} processes, but each must get two "
+                f"or more: start fewer processes or lower --{self.batch_option}"
+            )
+        # batches are repeated until each process has as many; gradients left over are dropped
+        steps = -(-batches // processes) // self.grad_accumulation_factor
+        total = max(1, self.hparams.number_of_epochs * steps)
         self.lr_schedule = make_schedule(
             self.hparams.schedule,
             lr=self.hparams.lr,
@@ -154,6 +163,18 @@ class ExperimentBrain(sb.Brain):
             cooldown_fraction=self.hparams.cooldown_fraction,
         )
         super().on_fit_start()
+        if self.distributed_launch:  # else each process draws the same dropout and augmentation
+            torch.manual_seed(self.hparams.seed + self.rank)
+
+    def _wrap_distributed(self):
+        # a table that has grown on one process alone cannot be broadcast
+        for module in self.modules.values() if self.distributed_launch else ():
+            module._ddp_params_and_buffers_to_ignore = [
+                f"{name}.table"
+                for name, part in module.named_modules()
+                if isinstance(part, SinePositions)
+            ]
+        super()._wrap_distributed()
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the stage's clock."""
@@ -177,16 +198,16 @@ class ExperimentBrain(sb.Brain):
             f"valid_{self.metric}": self.validation_metric(),
             "train_seconds": round(self.train_seconds, 1),
         }
+        for train_logger in self.train_loggers:  # they write on the main process alone
+            train_logger.log_stats(
+                stats_meta={k: row[k] for k in ("epoch", "steps", "lr", "train_seconds")},
+                train_stats={"loss": row["train_loss"]},
+                valid_stats={
+                    "loss": valid_loss,
+                    curves.LABELS[self.metric]: row[f"valid_{self.metric}"],
+                },
+            )
         if if_main_process():
-            for train_logger in self.train_loggers:
-                train_logger.log_stats(
-                    stats_meta={k: row[k] for k in ("epoch", "steps", "lr", "train_seconds")},
-                    train_stats={"loss": row["train_loss"]},
-                    valid_stats={
-                        "loss": valid_loss,
-                        curves.LABELS[self.metric]: row[f"valid_{self.metric}"],
-                    },
-                )
             curves.record(Path(self.hparams.output_folder), row)
         self.checkpointer.save_and_keep_only(
             meta={self.metric: row[f"valid_{self.metric}"], "epoch": epoch},

@@ -11,13 +11,13 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
-from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+from speechbrain_summarymixing.training.processes import on_main
 
 
 def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
@@ -108,7 +108,7 @@ def take_tokenizer(source, path, *, vocab_size):
             f"{file}: has {tokens} tokens, of which unknown, begin and end are {ids}, but "
             f"--vocab_size is {vocab_size} and they must be (0, 1, 2): give its size, or another"
         )
-    run_on_main(write_atomically, args=[path, file.read_bytes()])
+    on_main(write_atomically, path, file.read_bytes())
     return tokenizer
 
 

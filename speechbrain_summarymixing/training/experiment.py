@@ -10,7 +10,8 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_summarymixing.corpora import an4, common_voice, librispeech, mini
@@ -22,9 +23,15 @@ from speechbrain_summarymixing.inference.language_model import check_tokenizer, 
 from speechbrain_summarymixing.training import curves, data, metrics
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
+from speechbrain_summarymixing.training.processes import (
+    first_to_tell,
+    join_processes,
+    number_of_processes,
+    on_main,
+)
 from speechbrain_summarymixing.training.run_guard import check_output_folder
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # From a corpus to its preparation and the splits it trains, validates and tests on.
 CORPORA = {
@@ -117,18 +124,22 @@ def run_tokenizer(argv):
 
 @contextmanager
 def errors_reported():
-    """Prints a `UserError`, or a full disk, without a traceback and exits with status 1."""
+    """Tells a `UserError`, or a full disk, once, without a traceback, and exits with status 1."""
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {user_message(error)}")
+        _exit(f"error: {user_message(error)}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(
+        _exit(
             f"error: no space left to write {error.filename or 'the output folder'}: free some "
             "and run the same command again; it goes on from the newest checkpoint"
         )
+
+
+def _exit(message):
+    sys.exit(message if first_to_tell(message) else 1)
 
 
 def start(argv):
@@ -151,14 +162,18 @@ def start(argv):
     """
     path, run_opts, overrides = sb.parse_arguments(argv)
     routed = route_overrides(path, overrides)
-    ddp_init_group(run_opts)
+    join_processes(run_opts)
     hparams = load_hyperparams(path, overrides)
     if run_opts["ckpt_interval_steps"] > 0:
         hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of the two
     folder = Path(hparams["output_folder"])
+    chosen = settings(hparams)
+    chosen["grad_accumulation_factor"] = run_opts["grad_accumulation_factor"]
+    if number_of_processes() > 1:
+        chosen["processes"] = number_of_processes()
     check_output_folder(
         folder,
-        {**settings(hparams), "grad_accumulation_factor": run_opts["grad_accumulation_factor"]},
+        chosen,
         free=FREE_SETTINGS,
         begun=any(hparams["checkpointer"].checkpoints_dir.glob("CKPT*")),
         overwrite_hint="delete it to start anew",
@@ -227,9 +242,7 @@ def manifests(hparams):
     ]
     options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
     every = list(dict.fromkeys(name for part in splits for name in part))
-    paths = run_on_main(
-        prepare, args=[root, hparams["manifest_folder"]], kwargs={"splits": every, **options}
-    )
+    paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
     return tuple({name: read_manifest(paths[name]) for name in part} for part in splits)
 
 
@@ -266,7 +279,8 @@ def spelling(hparams, train, others):
         tokenizer = data.take_tokenizer(
             hparams["tokenizer_folder"], path, vocab_size=hparams["vocab_size"]
         )
-    warnings = check_manifests(
+    warnings = on_main(
+        check_manifests,
         {**train, **others},
         min_seconds=hparams["min_seconds"],
         max_seconds=hparams["max_seconds"],
@@ -278,7 +292,7 @@ def spelling(hparams, train, others):
     if tokenizer is not None:
         return tokenizer
     options = {"vocab_size": hparams["vocab_size"], "token_type": hparams["token_type"]}
-    run_on_main(data.train_tokenizer, args=[texts, path], kwargs=options)
+    on_main(data.train_tokenizer, texts, path, **options)
     return data.train_tokenizer(texts, path, **options)
 
 
@@ -385,6 +399,7 @@ def test(brain, hparams, tests):
                 brain.wer_stats.write_stats(file)
             logger.info("%s: WER %.2f%%", name, results["test"][name]["WER"])
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())
+    results["processes"] = number_of_processes()
     results["threads"] = torch.get_num_threads()
     results["device"] = brain.device
     if if_main_process():

@@ -15,13 +15,14 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import BatchSampler, Dataset
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.training import curves, experiment
 from speechbrain_summarymixing.training.brain import ExperimentBrain
+from speechbrain_summarymixing.training.processes import number_of_processes, on_main
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run(argv):
         ):
             words = [u.wrd for part in rows.values() for u in part]
             path = folder / f"{name}.txt"
-            run_on_main(write_sentences, args=[path, words, files])
+            on_main(write_sentences, path, words, files)
             sets[name] = Sentences(path, tokenizer, max_tokens=hparams["max_tokens"])
         logger.info("language model: %d sentences to train on", len(sets["train"]))
         options = {"collate_fn": PaddedBatch, "num_workers": hparams["num_workers"]}
@@ -93,6 +94,7 @@ def run(argv):
                 "train_sentences": len(sets["train"]),
                 "train_seconds": float(last["train_seconds"]),
                 "optimizer_steps": int(last["steps"]),
+                "processes": number_of_processes(),
                 "device": brain.device,
             }
             write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")

@@ -1,0 +1,144 @@
+"""Shards: a corpus as tar files, read from end to end instead of file by file.
+
+The layout is webdataset's: an utterance's audio, as it is, and its JSON stand one after the other
+under the same name, its ID.
+"""
+
+import io
+import json
+import math
+import os
+import random
+import shutil
+import tarfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from speechbrain_summarymixing.audio import audio_info
+from speechbrain_summarymixing.corpora.manifest import check_manifests, listed, read_manifest
+from speechbrain_summarymixing.errors import UserError
+
+SHUFFLING = 0  # seed: manifests are sorted by speaker, training wants them mixed
+
+
+def write_shards(
+    manifest,
+    folder,
+    *,
+    shard_seconds=3600.0,
+    utterances_per_shard=None,
+    data_root=None,
+    progress=True,
+):
+    """Writes the utterances of a manifest, shuffled, into tar files; all or none.
+
+    The same manifest and audio make the same bytes.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        CSV, as for `corpora.manifest.read_manifest`.
+    folder : str or Path
+        Made anew: ``shard-000000.tar``, … and ``shards.json``, which counts them.
+    shard_seconds : float
+        A shard is full when its audio has so many seconds.
+    utterances_per_shard : int or None
+        If given, a shard is full when it has so many utterances, whatever their length.
+    data_root : str or Path or None
+        What ``$data_root`` in the manifest stands for.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    dict
+        What ``shards.json`` holds: numbers of shards and utterances, seconds of audio.
+
+    Raises
+    ------
+    UserError
+        If the folder exists, an utterance cannot be used or the disk is full.
+    """
+    if utterances_per_shard is not None and utterances_per_shard < 1:
+        raise UserError(f"--utterances-per-shard is {utterances_per_shard}, but must be 1 or more")
+    if not shard_seconds > 0:
+        raise UserError(f"--shard-seconds is {shard_seconds}, but must be above 0")
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already: delete it, or give a new folder")
+    utterances = read_manifest(manifest, data_root=data_root)
+    check_manifests(
+        {Path(manifest).stem: utterances},
+        min_seconds=0.0,
+        max_seconds=math.inf,
+        training_splits=(),
+    )
+    _check_names(utterances)
+    random.Random(SHUFFLING).shuffle(utterances)
+    shards = list(_shards(utterances, shard_seconds, utterances_per_shard))
+    counts = {
+        "shards": len(shards),
+        "utterances": len(utterances),
+        "seconds": round(sum(u.duration for u in utterances), 3),
+    }
+    new = folder.with_name(folder.name + ".new")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        with tqdm(total=len(utterances), unit="utt", disable=not progress) as bar:
+            for index, shard in enumerate(shards):
+                with tarfile.open(new / f"shard-{index:06d}.tar", "w") as tar:
+                    for utterance in shard:
+                        _add(tar, utterance)
+                        bar.update()
+        (new / "shards.json").write_text(json.dumps(counts) + "\n", encoding="utf-8")
+        os.rename(new, folder)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}: {folder} is not written; it takes as "
+            "much room as the audio files"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return counts
+
+
+def _shards(utterances, shard_seconds, utterances_per_shard):
+    shard, seconds = [], 0.0
+    for utterance in utterances:
+        shard.append(utterance)
+        seconds += utterance.duration
+        full = seconds >= shard_seconds
+        if utterances_per_shard is not None:
+            full = len(shard) >= utterances_per_shard
+        if full:
+            yield shard
+            shard, seconds = [], 0.0
+    if shard:
+        yield shard
+
+
+def _check_names(utterances):
+    unfit = [f"{u.ID}: {u.wav}" for u in utterances if set("./") & set(u.ID) or not _format(u)]
+    if unfit:
+        raise UserError(
+            listed(f"{len(unfit)} utterances cannot be named in a shard", unfit)
+            + "\nan ID must have no dot and no slash, and a file must end as in .wav: rename these"
+        )
+
+
+def _format(utterance):
+    return Path(utterance.wav).suffix[1:].lower()
+
+
+def _add(tar, utterance):
+    audio_info(utterance.wav)  # else what is no audio is found in training only
+    facts = {"duration": utterance.duration, "spk_id": utterance.spk_id, "wrd": utterance.wrd}
+    for name, content in (
+        (_format(utterance), Path(utterance.wav).read_bytes()),
+        ("json", json.dumps(facts, ensure_ascii=False).encode()),
+    ):
+        entry = tarfile.TarInfo(f"{utterance.ID}.{name}")  # no owner, no time
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))

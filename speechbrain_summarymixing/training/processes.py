@@ -1,0 +1,97 @@
+"""Training on several processes: what one of them does, or finds out, for all.
+
+``torchrun`` starts the processes; each takes other batches, and gradients are averaged.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+from speechbrain.utils.distributed import (
+    ddp_all_reduce,
+    ddp_init_group,
+    is_distributed_initialized,
+    run_on_main,
+)
+
+from speechbrain_summarymixing.errors import UserError
+
+
+def join_processes(run_opts):
+    """Joins the processes that ``torchrun`` has started, if it has started this one.
+
+    Arguments
+    ---------
+    run_opts : mapping
+        SpeechBrain's run options, with distributed_backend.
+
+    Raises
+    ------
+    UserError
+        If the backend is unknown or cannot work here.
+    """
+    try:
+        ddp_init_group(run_opts)
+    except ValueError as error:
+        raise UserError(
+            f"--distributed_backend is {run_opts['distributed_backend']}, which does not work here "
+            f"({str(error).splitlines()[-1]}): nccl needs a GPU for each process; without, give "
+            "--distributed_backend=gloo --device=cpu"
+        ) from error
+
+
+def number_of_processes():
+    """Returns how many processes train together."""
+    return torch.distributed.get_world_size() if is_distributed_initialized() else 1
+
+
+def on_main(function, *args, **kwargs):
+    """Calls a function on the main process; each process returns its result or raises its error.
+
+    Arguments
+    ---------
+    function : callable
+    *args, **kwargs
+        Its arguments.
+
+    Raises
+    ------
+    UserError, OSError
+        As the function; any other exception leaves torchrun to end the other processes.
+    """
+
+    def attempt():
+        try:
+            return function(*args, **kwargs), None
+        except (UserError, OSError) as error:
+            return None, error
+
+    result, error = run_on_main(attempt)
+    if error is not None:
+        raise error
+    return result
+
+
+def on_any(flag, device):
+    """Whether a flag is set on one of the processes at least; each must ask at the same time."""
+    if not is_distributed_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    return bool(ddp_all_reduce(flags, torch.distributed.ReduceOp.MAX))
+
+
+def first_to_tell(message):
+    """Whether no other process of this run has asked to tell the same message before."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = torch.distributed.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=5),
+        )
+        return store.add(f"told/{attempt}/{message}", 1) == 1
+    except RuntimeError:  # without the launcher's store it is told more than once
+        return True
