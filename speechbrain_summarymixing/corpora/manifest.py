@@ -170,7 +170,7 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     return rows
 
 
-def remade(path, files, make):
+def remade(path, files, make, settings=None):
     """Makes a manifest unless it is there and its input is unchanged.
 
     Arguments
@@ -181,6 +181,8 @@ def remade(path, files, make):
         What it is made from: a file that is added, removed or changed makes it anew.
     make : callable
         Returns the utterances.
+    settings : dict or None
+        What else it is made from, of JSON's types: another makes it anew too.
 
     Returns
     -------
@@ -191,6 +193,8 @@ def remade(path, files, make):
     for file in sorted(map(str, files)):
         status = os.stat(file)
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    if settings is not None:
+        digest.update(json.dumps(settings, sort_keys=True).encode())
     stamp = path.with_name(path.name + ".json")
     content = json.dumps({"input": digest.hexdigest()})
     if not (path.is_file() and stamp.is_file() and stamp.read_text() == content):

@@ -8,6 +8,10 @@ from pathlib import Path
 import ruamel.yaml
 import torch
 
+from speechbrain_summarymixing.inference.language_model import language_model_yaml
+from speechbrain_summarymixing.inference.sources import find_file
+from speechbrain_summarymixing.inference.sources import load_strictly as load_strictly  # for YAML
+
 # What recognition needs of a training's hyperparameters, with what these refer to.
 KEPT = (
     "sample_rate",
@@ -47,6 +51,10 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
         tokenizer: !ref <tokenizer>
     custom_hooks:
         model: !name:speechbrain_summarymixing.inference.export.load_strictly
+"""
+
+LM_HOOK = """    custom_hooks:
+        lm: !name:speechbrain_summarymixing.inference.export.load_strictly
 """
 
 CARD = """# {name}
@@ -90,7 +98,12 @@ def export(hparams, results):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir()
     # as saved when the run started: the files it came from may have changed since
-    text = inference_yaml((output_folder / "hyperparams.yaml").read_text(encoding="utf-8"))
+    saved = (output_folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    language_model = None
+    if hparams.lm_folder is not None:
+        language_model = language_model_yaml(hparams.lm_folder)
+        shutil.copy(find_file(hparams.lm_folder, "lm.ckpt", option="--lm_folder"), new / "lm.ckpt")
+    text = inference_yaml(saved, language_model, hparams.lm_weight, hparams.lm_temperature)
     (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
     state = {key: value.cpu() for key, value in hparams.model.state_dict().items()}
     torch.save(state, new / "model.ckpt")
@@ -103,32 +116,48 @@ def export(hparams, results):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def inference_yaml(text):
+def inference_yaml(text, language_model=None, lm_weight=0.0, lm_temperature=1.0):
     """Cuts a training's YAML down to what recognition needs.
 
     Arguments
     ---------
     text : str
         The training's YAML with its references resolved, as SpeechBrain saves it.
+    language_model : str or None
+        YAML with the key ``lm_model``, which then joins in the search.
+    lm_weight, lm_temperature : float
+        Of the language model.
 
     Returns
     -------
     str
     """
     yaml = ruamel.yaml.YAML()
-    tree = yaml.load(text)
-    for part in [v for v in tree.values() if isinstance(v, dict) and "transformer" in v]:
-        tree = {**part, **tree}
-    kept = ruamel.yaml.comments.CommentedMap((key, tree[key]) for key in KEPT)
+    tree = _flat(yaml.load(text))
+    keys = KEPT
+    if language_model is not None:
+        tree |= yaml.load(language_model)
+        tree["scorer"].update(
+            language_model=tree["lm_model"], lm_weight=lm_weight, lm_temperature=lm_temperature
+        )
+        keys = ("lm_model", *KEPT)
+    kept = ruamel.yaml.comments.CommentedMap((key, tree[key]) for key in keys)
     dumped = io.StringIO()
     yaml.dump(kept, dumped)
     lines = [line for line in dumped.getvalue().splitlines() if line.strip() and line[0] != "#"]
-    return "\n".join(lines) + "\n" + INTERFACE
+    text = "\n".join(lines) + "\n" + INTERFACE
+    if language_model is not None:
+        text = text.replace("    custom_hooks:\n", f"        lm: !ref <lm_model>\n{LM_HOOK}")
+    return text
 
 
-def load_strictly(module, path):
-    """Loads a state dict; a missing or unknown key raises, where SpeechBrain only warns."""
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+def _flat(tree):
+    """A mapping with the keys of the part that it includes, at whatever depth that has them."""
+    if "test_search" in tree:
+        return tree
+    parts = (_flat(value) for value in tree.values() if isinstance(value, dict))
+    part = next(filter(None, parts), None)
+    return part and {**part, **tree}
 
 
 def model_card(hparams, results):

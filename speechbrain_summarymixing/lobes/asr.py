@@ -76,6 +76,8 @@ class SummaryMixingASR(TransformerASR):
         Probability of skipping an encoder layer in training.
     summary_decoder : bool
         The decoder's self-attention is replaced by a causal SummaryMixing.
+    activation_checkpointing : bool
+        Training keeps the input of each encoder layer and computes the rest again in backward.
 
     Raises
     ------
@@ -128,6 +130,7 @@ class SummaryMixingASR(TransformerASR):
         output_hidden_states=False,
         layerdrop_prob=0.0,
         summary_decoder=False,
+        activation_checkpointing=False,
     ):
         check_mixer(token_mixer)
         if encoder_module not in (*ENCODERS, "contextnet"):
@@ -135,10 +138,14 @@ class SummaryMixingASR(TransformerASR):
                 f"encoder_module is {encoder_module!r}, but must be one of "
                 f"{', '.join(ENCODERS)} or contextnet"
             )
-        if encoder_module == "contextnet" and (token_mixer is not NoMixing or layerdrop_prob):
+        if encoder_module == "contextnet" and (
+            token_mixer is not NoMixing or layerdrop_prob or activation_checkpointing
+        ):
             raise ValueError(
-                f"token_mixer is {token_mixer!r} and layerdrop_prob {layerdrop_prob}, but "
-                "ContextNet has neither mixers nor a way around its strides: pass NoMixing and 0.0"
+                f"token_mixer is {token_mixer!r}, layerdrop_prob {layerdrop_prob} and "
+                f"activation_checkpointing {activation_checkpointing}, but ContextNet has neither "
+                "mixers nor a way around its strides or batch statistics: pass NoMixing, 0.0 and "
+                "False"
             )
         if kernel_size % 2 == 0 and not causal and encoder_module != "transformer":
             raise ValueError(
@@ -212,6 +219,7 @@ class SummaryMixingASR(TransformerASR):
                 **layer_options[encoder_module],
             )
             _xavier_outside_mixers(self.encoder)
+        self.encoder.activation_checkpointing = activation_checkpointing
         if summary_decoder:
             self.decoder = SummaryDecoder(
                 num_decoder_layers,

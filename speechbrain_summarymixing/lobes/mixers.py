@@ -1,12 +1,14 @@
 """Token mixers that SpeechBrain brings, made ready to be injected, and the absence of one."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
 from speechbrain.nnet.hypermixing import HyperMixing
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from speechbrain_summarymixing.lobes.convolution import ConvolutionStream
 from speechbrain_summarymixing.lobes.positions import SinePositions
@@ -152,6 +154,7 @@ class InjectedMixers:
     """
 
     stride = 1  # frames of input for one of output
+    activation_checkpointing = False  # in training, compute layers again in backward
     layer_class = None  # called with d_model and a mixer
     mixer_name = "mha_layer"  # of the mixer in a layer
     base_options = {}  # what SpeechBrain's encoder asks for to be built without a layer
@@ -291,6 +294,8 @@ class InjectedMixers:
         for layer, (seen, chunks), number in zip(self.layers, places, drawn):
             if drop and number <= self.layerdrop_prob:
                 continue
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                layer = partial(checkpoint, layer, use_reentrant=False)
             src, layer_weights = layer(
                 src,
                 src_mask=seen,

@@ -1,9 +1,51 @@
-"""Beam search that shows a `SummaryDecoder` each token once."""
+"""Beam search that shows a `SummaryDecoder` each token once, and what joins in its scores."""
 
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
+from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
 
 from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
+
+
+class JointScorer(ScorerBuilder):
+    """SpeechBrain's scorers of a CTC head and, perhaps, of a language model.
+
+    Arguments
+    ---------
+    ctc_fc : torch.nn.Module
+        From the encoder's output (B, T, D) to scores of tokens (B, T, V).
+    ctc_weight : float
+        Of CTC's scores; the decoder's have one minus it.
+    blank_index, eos_index : int
+        Tokens of CTC's blank and of the end of sentence.
+    language_model : torch.nn.Module or None
+        From tokens (N, U) to scores (N, U, V) of the ones after them.
+    lm_weight, lm_temperature : float
+        Weight and temperature of its scores.
+
+    Reference: arXiv 1609.06773 (joint decoding).
+    """
+
+    def __init__(
+        self,
+        ctc_fc,
+        *,
+        ctc_weight,
+        blank_index,
+        eos_index,
+        language_model=None,
+        lm_weight=0.6,
+        lm_temperature=1.0,
+    ):
+        ctc = CTCScorer(ctc_fc=ctc_fc, blank_index=blank_index, eos_index=eos_index)
+        super().__init__(weights={"ctc": ctc_weight}, full_scorers=[ctc])
+        if language_model is not None:
+            self.add_language_model(language_model, lm_weight, lm_temperature)
+
+    def add_language_model(self, language_model, weight, temperature):
+        """Lets a language model join in; arguments are those of the constructor."""
+        self.weights["transformerlm"] = weight
+        self.full_scorers["transformerlm"] = TransformerLMScorer(language_model, temperature)
 
 
 class SteppingBeamSearcher(S2STransformerBeamSearcher):

@@ -1,6 +1,7 @@
 """Hyperparameter files: a short system file that includes the parts it shares with others."""
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 import ruamel.yaml
@@ -36,16 +37,17 @@ def route_overrides(path, overrides):
     """
     if isinstance(overrides, str):
         overrides = ruamel.yaml.YAML(typ="safe").load(overrides) or {}
-    own, parts = _keys(Path(path))
+    tree = _read(Path(path))
     routed, unknown = {}, []
     for key, value in overrides.items():
-        home = next((name for name, keys in parts.items() if key in keys), None)
-        if key in own:
-            routed[key] = value
-        elif home is not None:
-            routed.setdefault(home, {})[key] = value
-        else:
+        home = tree.home(key)
+        if home is None:
             unknown.append(key)
+            continue
+        target = routed
+        for name in home:
+            target = target.setdefault(name, {})
+        target[key] = value
     if unknown:
         known = sorted(options_of(path))
         raise UserError("\n".join(_unknown(key, known, path) for key in unknown))
@@ -75,10 +77,7 @@ def load_hyperparams(path, overrides=""):
     routed = route_overrides(path, overrides)
     with open(path, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, routed, overrides_must_match=False)
-    for name in _keys(Path(path))[1]:
-        part = hparams.pop(name)
-        hparams = {**part, **hparams}
-    return hparams
+    return _flat(hparams, _read(Path(path)))
 
 
 def options_of(path):
@@ -97,21 +96,47 @@ def options_of(path):
     UserError
         If the file is missing.
     """
-    own, parts = _keys(Path(path))
-    return own.union(*parts.values())
+    return _read(Path(path)).options()
 
 
-def _keys(path):
-    """The keys that a file defines, and those of each part that it includes, by the part's key."""
-    own, parts = set(), {}
+@dataclass
+class _File:
+    """The keys that a file defines or gets, and the files that it includes, by their key."""
+
+    own: set
+    parts: dict
+
+    def home(self, key):
+        """The keys of the includes that lead to the outermost file with an option, or None."""
+        level = [((), self)]
+        while level:
+            for way, file in level:
+                if key in file.own:
+                    return way
+            level = [((*way, name), p) for way, f in level for name, p in f.parts.items()]
+        return None
+
+    def options(self):
+        return self.own.union(*(part.options() for part in self.parts.values()))
+
+
+def _read(path):
+    file = _File(set(), {})
     for key, value in _top_level(path):
         if value.tag.startswith(INCLUDE):
-            part = path.parent / value.tag[len(INCLUDE) :]
-            passed = {node.value for node, _ in value.value} if value.value else set()
-            parts[key] = passed | {name for name, _ in _top_level(part)}
+            part = _read(path.parent / value.tag[len(INCLUDE) :])
+            part.own |= {node.value for node, _ in value.value or ()}
+            file.parts[key] = part
         else:
-            own.add(key)
-    return own, parts
+            file.own.add(key)
+    return file
+
+
+def _flat(hparams, file):
+    for name, part in file.parts.items():
+        hparams = {**_flat(hparams[name], part), **hparams}
+        del hparams[name]
+    return hparams
 
 
 def _top_level(path):

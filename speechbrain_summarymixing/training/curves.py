@@ -1,9 +1,11 @@
 """The history of a run: a table, and its curves as a picture."""
 
 import csv
-import os
+import io
 
-COLUMNS = ("epoch", "steps", "lr", "train_loss", "valid_loss", "valid_WER", "train_seconds")
+from speechbrain_summarymixing.files import write_atomically
+
+LABELS = {"WER": "WER (greedy CTC), %", "perplexity": "perplexity"}
 
 
 def record(folder, row):
@@ -13,17 +15,16 @@ def record(folder, row):
     ---------
     folder : Path
     row : dict
-        With the `COLUMNS`. A row of the same or a later epoch, left by a run that was resumed
-        before it, is replaced.
+        With epoch, steps, lr, train_loss, valid_loss, train_seconds and, in valid_<metric>, one
+        of the `LABELS`. A row of the same or a later epoch, left by a run that was resumed before
+        it, is replaced.
     """
     rows = [r for r in read(folder) if int(r["epoch"]) < row["epoch"]] + [row]
-    path = folder / "history.csv"
-    temporary = path.with_name("history.csv.new")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / "history.csv", text.getvalue())
     draw(rows, folder / "curves.png")
 
 
@@ -37,18 +38,20 @@ def read(folder):
 
 
 def draw(rows, path):
-    """Draws loss and word error rate over the optimiser's steps to a PNG file."""
+    """Draws loss and metric over the optimiser's steps to a PNG file."""
     from matplotlib.figure import Figure
 
+    metric = next(name for name in LABELS if f"valid_{name}" in rows[0])
     steps = [int(row["steps"]) for row in rows]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    loss, wer = figure.subplots(1, 2)
+    loss, measured = figure.subplots(1, 2)
     for column, label in (("train_loss", "training"), ("valid_loss", "validation")):
         loss.plot(steps, [float(row[column]) for row in rows], marker=".", label=label)
     loss.set(xlabel="optimiser steps", ylabel="loss", yscale="log")
     loss.legend()
-    wer.plot(steps, [float(row["valid_WER"]) for row in rows], marker=".", color="tab:red")
-    wer.set(xlabel="optimiser steps", ylabel="validation WER (greedy CTC), %", ylim=(0, None))
-    for axes in (loss, wer):
+    values = [float(row[f"valid_{metric}"]) for row in rows]
+    measured.plot(steps, values, marker=".", color="tab:red")
+    measured.set(xlabel="optimiser steps", ylabel=f"validation {LABELS[metric]}", ylim=(0, None))
+    for axes in (loss, measured):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -15,7 +14,10 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+from speechbrain_summarymixing.training.processes import on_main
 
 
 def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
@@ -45,7 +47,6 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
     settings = {"vocab_size": vocab_size, "token_type": token_type, "texts": _digest(texts)}
     stamp = path.with_name(path.name + ".json")
     if not (path.is_file() and stamp.is_file() and json.loads(stamp.read_text()) == settings):
-        path.parent.mkdir(parents=True, exist_ok=True)
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -54,6 +55,7 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
                 vocab_size=vocab_size,
                 model_type=token_type,
                 character_coverage=1.0,
+                normalization_rule_name="identity",  # transcripts are spelled as they are
                 unk_id=0,
                 bos_id=1,
                 eos_id=2,
@@ -66,26 +68,69 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
                 f"allow ({str(error).splitlines()[0].split(') ')[-1]}): change --vocab_size, or "
                 "take --token_type char"
             ) from error
-        for file, content in ((path, model.getvalue()), (stamp, json.dumps(settings).encode())):
-            temporary = file.with_name(file.name + ".new")
-            temporary.write_bytes(content)
-            os.replace(temporary, file)
+        write_atomically(path, model.getvalue())
+        write_atomically(stamp, json.dumps(settings))
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def unspellable(texts):
+def take_tokenizer(source, path, *, vocab_size):
+    """Copies a trained tokenizer into a run's folder and loads it.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder or a hub name with the file tokenizer.ckpt.
+    path : str or Path
+        Where the copy goes.
+    vocab_size : int
+        Number of tokens that it must have, with unknown 0, begin 1 and end 2.
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+
+    Raises
+    ------
+    UserError
+        If it is missing or other than that.
+    """
+    file = find_file(source, "tokenizer.ckpt", option="--tokenizer_folder")
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except RuntimeError as error:
+        raise UserError(
+            f"{file}: is no sentencepiece model: give a tokenizer's folder as --tokenizer_folder"
+        ) from error
+    tokens = tokenizer.get_piece_size()
+    ids = (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id())
+    if tokens != vocab_size or ids != (0, 1, 2):
+        raise UserError(
+            f"{file}: has {tokens} tokens, of which unknown, begin and end are {ids}, but "
+            f"--vocab_size is {vocab_size} and they must be (0, 1, 2): give its size, or another"
+        )
+    on_main(write_atomically, path, file.read_bytes())
+    return tokenizer
+
+
+def unspellable(texts, tokenizer=None):
     """Returns a function that says why a transcript cannot be written in the tokens, or None.
 
     Arguments
     ---------
     texts : list of str
-        Training transcripts: every character in them has a token.
+        Training transcripts, for whose every character a tokenizer will be trained.
+    tokenizer : sentencepiece.SentencePieceProcessor or None
+        One that is trained already.
     """
-    known = set().union(*texts)
+    if tokenizer is None:
+        known, where = set().union(*texts), "the training text"
+    else:
+        pieces = map(tokenizer.id_to_piece, range(tokenizer.get_piece_size()))
+        known, where = set(" ").union(*pieces), "the tokenizer"
 
     def reason(text):
         unknown = sorted(set(text) - known)
-        return f"characters not in the training text: {' '.join(unknown)}" if unknown else None
+        return f"characters not in {where}: {' '.join(unknown)}" if unknown else None
 
     return reason
 

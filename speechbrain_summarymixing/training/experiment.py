@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -15,10 +14,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_summarymixing.corpora import an4, librispeech, mini
+from speechbrain_summarymixing.corpora import an4, common_voice, librispeech, mini
 from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
 from speechbrain_summarymixing.errors import UserError, user_message
+from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference.export import export
+from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
 from speechbrain_summarymixing.training import curves, data, metrics
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
@@ -42,6 +43,12 @@ CORPORA = {
         ["dev-clean"],
         ["test-clean", "test-other"],
     ),
+    "commonvoice": (common_voice.prepare, ["train"], ["dev"], ["test"]),
+}
+# Options of a corpus's preparation, from the hyperparameters.
+CORPUS_OPTIONS = {
+    "mini": {"train": "mini_train_utterances"},
+    "commonvoice": {"language": "language"},
 }
 
 # What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
@@ -56,6 +63,10 @@ FREE_SETTINGS = {
     "ctc_weight_decode",
     "temperature",
     "max_decode_ratio",
+    "lm_folder",
+    "lm_weight",
+    "lm_temperature",
+    "activation_checkpointing",
     "averaged_checkpoints",
     "test_csv",
     "test_splits",
@@ -88,6 +99,27 @@ def run(argv):
         results = test(brain, hparams, tests)
         if if_main_process():
             export(brain.hparams, results)
+
+
+def run_tokenizer(argv):
+    """Trains a tokenizer on the transcripts of a corpus's training part.
+
+    Arguments
+    ---------
+    argv : list of str
+        A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
+    """
+    with errors_reported():
+        path, _, overrides = sb.parse_arguments(argv)
+        hparams = load_hyperparams(path, overrides)
+        train, _, _ = manifests(hparams)
+        texts = [utterance.wrd for rows in train.values() for utterance in rows]
+        file = Path(hparams["output_folder"]) / "tokenizer.ckpt"
+        data.train_tokenizer(
+            texts, file, vocab_size=hparams["vocab_size"], token_type=hparams["token_type"]
+        )
+        logger.info("%d tokens of %d transcripts: %s", hparams["vocab_size"], len(texts), file)
+        print(f"--tokenizer_folder {file.parent}")
 
 
 @contextmanager
@@ -155,10 +187,10 @@ def start(argv):
 
 def settings(hparams):
     """The plain values among hyperparameters, and the mixer, by which two runs are compared."""
-    mixer = hparams["token_mixer"]
     chosen = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, tuple))}
-    options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
-    chosen["token_mixer"] = f"{getattr(mixer, 'func', mixer).__qualname__}({options})"
+    if (mixer := hparams.get("token_mixer")) is not None:
+        options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
+        chosen["token_mixer"] = f"{getattr(mixer, 'func', mixer).__qualname__}({options})"
     return {k: v for k, v in chosen.items() if _is_plain(v)}
 
 
@@ -208,7 +240,7 @@ def manifests(hparams):
         names(hparams[f"{part}_splits"]) or default
         for part, default in zip(("train", "valid", "test"), defaults)
     ]
-    options = {"train": hparams["mini_train_utterances"]} if corpus == "mini" else {}
+    options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
     every = list(dict.fromkeys(name for part in splits for name in part))
     paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
     return tuple({name: read_manifest(paths[name]) for name in part} for part in splits)
@@ -223,7 +255,7 @@ def names(value):
 
 
 def spelling(hparams, train, others):
-    """Checks all manifests in one report, and trains the tokenizer on the training text.
+    """Checks all manifests in one report, and trains the tokenizer or takes a trained one.
 
     Arguments
     ---------
@@ -238,20 +270,27 @@ def spelling(hparams, train, others):
     Raises
     ------
     UserError
-        If utterances cannot be used, or vocab_size does not fit the text.
+        If utterances cannot be used, or vocab_size does not fit the text or the tokenizer.
     """
     texts = [utterance.wrd for rows in train.values() for utterance in rows]
+    path = Path(hparams["output_folder"]) / "tokenizer.model"
+    tokenizer = None
+    if hparams["tokenizer_folder"] is not None:
+        tokenizer = data.take_tokenizer(
+            hparams["tokenizer_folder"], path, vocab_size=hparams["vocab_size"]
+        )
     warnings = on_main(
         check_manifests,
         {**train, **others},
         min_seconds=hparams["min_seconds"],
         max_seconds=hparams["max_seconds"],
-        spell=data.unspellable(texts),
+        spell=data.unspellable(texts, tokenizer),
         training_splits=tuple(train),
     )
     for warning in warnings:
         logger.warning(warning)
-    path = Path(hparams["output_folder"]) / "tokenizer.model"
+    if tokenizer is not None:
+        return tokenizer
     options = {"vocab_size": hparams["vocab_size"], "token_type": hparams["token_type"]}
     on_main(data.train_tokenizer, texts, path, **options)
     return data.train_tokenizer(texts, path, **options)
@@ -334,6 +373,13 @@ def test(brain, hparams, tests):
     """
     folder = Path(hparams["output_folder"])
     results = {"test": {}}
+    if hparams["lm_folder"] is not None:
+        check_tokenizer(hparams["lm_folder"], folder / "tokenizer.model")
+        hparams["scorer"].add_language_model(
+            load_language_model(hparams["lm_folder"]),
+            hparams["lm_weight"],
+            hparams["lm_temperature"],
+        )
     for name, rows in tests.items():
         brain.evaluate(
             make_dataset(brain, hparams, {name: rows}),
@@ -360,12 +406,5 @@ def test(brain, hparams, tests):
         last = curves.read(folder)[-1]  # the tested checkpoints may be of earlier epochs
         results["train_seconds"] = float(last["train_seconds"])
         results["optimizer_steps"] = int(last["steps"])
-        write_json(folder / "results.json", results)
+        write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
-
-
-def write_json(path, content):
-    """Writes JSON so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

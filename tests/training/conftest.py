@@ -23,6 +23,7 @@ SMALL = {
     "front_end_channels": "[4, 4]",
     "front_end_output": 20,
     "vocab_size": 30,
+    "num_workers": 0,
     "batch_seconds": 4,
     "num_buckets": 2,
     "test_beam_size": 2,

@@ -1,4 +1,4 @@
-"""Every system file, here and in the recipes, trains, decodes, exports and loads."""
+"""Every system file trains, decodes, exports and loads."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.training import experiment
 
 ROOT = Path(__file__).parents[2]
-SYSTEMS = sorted([*ROOT.glob("hparams/*.yaml"), *ROOT.glob("recipes/**/hparams/*.yaml")])
+SYSTEMS = sorted([*ROOT.glob("hparams/*.yaml"), *ROOT.glob("recipes/AN4/**/hparams/*.yaml")])
 OWN = {"contextnet": {"front_end_channels": "[]"}}  # its encoder does the subsampling
 
 

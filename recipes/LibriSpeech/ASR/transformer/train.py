@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Trains, tests and exports a recogniser of LibriSpeech.
+
+python train.py hparams/sumformer.yaml --data_folder DIR/LibriSpeech
+
+The steps are those of ``speechbrain_summarymixing.training.experiment.run``; LibriSpeech is
+prepared by ``speechbrain_summarymixing.corpora.librispeech``.
+"""
+
+import sys
+
+from speechbrain_summarymixing.training.experiment import run
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Files of trained models, from a folder or from the hub."""
+
+import re
+from pathlib import Path
+
+import torch
+from speechbrain.utils.fetching import fetch
+
+from speechbrain_summarymixing.errors import UserError
+
+
+def find_file(source, name, *, option):
+    """Returns the path of a file of a trained model.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder, or a name on the Hugging Face hub such as
+        "speechbrain/asr-transformer-transformerlm-librispeech".
+    name : str
+        Of the file in it.
+    option : str
+        What the user gave the source by, such as "--lm_folder".
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    UserError
+        If the folder or the file is missing, or the hub does not give it.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+            raise UserError(
+                f"{option} is {source}, which has no {name} but {found}: give the folder "
+                "'pretrained' of the run that made it"
+            )
+        return folder / name
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) or folder.parent.is_dir():
+        raise UserError(
+            f"{option} is {source}: no such folder, and no name on the hub (owner/name)"
+        )
+    try:
+        return Path(fetch(name, str(source)))
+    except Exception as error:  # the hub's client has many kinds
+        raise UserError(
+            f"{option} is {source}: no such folder, and {name} did not come from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def load_strictly(module, path):
+    """Loads a state dict; a missing or unknown key raises, where SpeechBrain only warns."""
+    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)

@@ -1,0 +1,68 @@
+"""Recipes at the paper's size: they build, and have the published numbers of parameters."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.config import load_hyperparams
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
+LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
+
+
+def built(yaml, **options):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return load_hyperparams(yaml, {"output_folder": "unused", **options})
+
+
+def millions(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 20
+
+
+@pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_full_size(yaml):
+    hparams = built(yaml)
+    small = "small" in yaml.stem
+    assert (10 if small else 50) < millions(hparams["model"]) < (25 if small else 140)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        frames = torch.rand(2, 40, hparams["front_end_output"])
+        tokens = torch.ones(2, 5, dtype=torch.long)
+        encoded, decoded = hparams["transformer"](frames, tokens, None)
+    stride = hparams["transformer"].encoder.stride
+    assert encoded.shape == (2, 40 // stride, hparams["d_model"])
+    assert hparams["seq_lin"](decoded).shape == (2, 5, hparams["vocab_size"])
+
+
+@pytest.mark.parametrize(
+    "name, whole, encoder", [("sumformer", 119.3, 86.0), ("conformer_summarymixing", 101.3, None)]
+)
+def test_published_numbers_of_parameters(name, whole, encoder):
+    # published without LayerNorm in the cell
+    hparams = built(LIBRISPEECH / f"{name}.yaml", layer_norm=False)
+    assert millions(hparams["model"]) == pytest.approx(whole, rel=0.005)
+    if encoder is not None:
+        assert millions(hparams["transformer"].encoder) == pytest.approx(encoder, rel=0.005)
+
+
+@pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
+    options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
+    options |= {"number_of_epochs": 1, "optimizer_step_limit": 1, "batch_seconds": 8}
+    experiment.run(command(tmp_path, yaml=yaml, **options))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["optimizer_steps"] == 1 and results["test"]["test"]["utterances"] == 6
+    assert (tmp_path / "pretrained/model.ckpt").is_file()
+
+
+def test_recipe_files_are_short():
+    for yaml in ROOT.glob("recipes/**/*.yaml"):
+        assert len(yaml.read_text().splitlines()) <= 120, yaml
