@@ -86,6 +86,10 @@ def run(argv):
         hparams, run_opts = start(argv)
         train, valid, tests = manifests(hparams)
         tokenizer = spelling(hparams, train, {**valid, **tests})
+        if hparams["lm_folder"] is not None:  # now, not after days of training
+            check_tokenizer(
+                hparams["lm_folder"], Path(hparams["output_folder"]) / "tokenizer.model"
+            )
         brain = ASR(
             modules=hparams["modules"],
             opt_class=hparams["optimizer"],
@@ -374,7 +378,6 @@ def test(brain, hparams, tests):
     folder = Path(hparams["output_folder"])
     results = {"test": {}}
     if hparams["lm_folder"] is not None:
-        check_tokenizer(hparams["lm_folder"], folder / "tokenizer.model")
         hparams["scorer"].add_language_model(
             load_language_model(hparams["lm_folder"]),
             hparams["lm_weight"],

@@ -1,0 +1,147 @@
+"""Tokenizer, language model and recogniser, one after the other as the recipes' READMEs say."""
+
+import gzip
+import json
+import math
+import shutil
+
+import pytest
+import sentencepiece
+import torch
+from speechbrain.inference.ASR import EncoderDecoderASR
+
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.language_model import load_language_model
+from speechbrain_summarymixing.training import experiment, language_model
+
+LIBRISPEECH = "recipes/LibriSpeech"
+TOKENS = 60
+SMALL_LM = {
+    "d_model": 16, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 16, "number_of_epochs": 1,
+    "num_workers": 0, "batch_sentences": 16, "lr": 0.01, "warmup_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(speech_data):
+    """Options that take a recipe from LibriSpeech to the part of it that is at hand."""
+    return {
+        "data_folder": speech_data / "LibriSpeech",
+        "train_splits": "train-clean-5", "valid_splits": "dev-clean", "test_splits": "dev-clean",
+        "vocab_size": TOKENS,
+    }  # fmt: skip
+
+
+def arguments(root, yaml, options):
+    return [str(root / yaml), "--noprogressbar", "--device=cpu", *(
+        f"--{key}={value}" for key, value in options.items()
+    )]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(corpus, pytestconfig, tmp_path_factory):
+    """A folder with a tokenizer and a language model, trained by their recipes."""
+    folder, root = tmp_path_factory.mktemp("made"), pytestconfig.rootpath
+    experiment.run_tokenizer(
+        arguments(
+            root,
+            f"{LIBRISPEECH}/Tokenizer/hparams/unigram5000.yaml",
+            {**corpus, "output_folder": folder / "tokenizer"},
+        )
+    )
+    text = folder / "more.txt.gz"
+    with gzip.open(text, "wt") as file:
+        file.write("MORE TEXT\n\nAND MORE OF IT\n")
+    options = {
+        **corpus, **SMALL_LM, "output_folder": folder / "lm", "lm_text": text,
+        "tokenizer_folder": folder / "tokenizer",
+    }  # fmt: skip
+    yaml = f"{LIBRISPEECH}/LM/hparams/transformer.yaml"
+    language_model.run(arguments(root, yaml, options))
+    return folder
+
+
+def test_the_language_model_counts_every_sentence_and_loads_as_it_was_tested(made):
+    results = json.loads((made / "lm/results.json").read_text())
+    assert results["train_sentences"] == 115 + 2
+    assert results["test"]["sentences"] == 25
+    model = load_language_model(made / "lm/pretrained")
+    tokenizer = sentencepiece.SentencePieceProcessor(
+        model_file=str(made / "lm/pretrained/tokenizer.ckpt")
+    )
+    nats, tokens = 0.0, 0
+    for line in (made / "lm/test.txt").read_text().splitlines():
+        ids = tokenizer.encode(line)
+        scores = model(torch.tensor([[1, *ids]])).detach().log_softmax(-1)[0]
+        nats -= float(scores[torch.arange(len(ids) + 1), torch.tensor([*ids, 2])].sum())
+        tokens += len(ids) + 1
+    assert results["test"]["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert results["test"]["perplexity"] < TOKENS  # it has learnt something
+
+
+def test_a_recogniser_decodes_with_the_language_model_and_so_does_its_export(
+    made, corpus, command, tmp_path, speech_data
+):
+    options = {
+        **corpus, "train_csv": "null", "valid_csv": "null", "test_csv": "null",
+        "tokenizer_folder": made / "tokenizer", "lm_folder": made / "lm/pretrained",
+        "optimizer_step_limit": 2, "number_of_epochs": 1, "batch_seconds": 30,
+        "max_decode_ratio": 0.02,
+    }  # fmt: skip
+    yaml = f"{LIBRISPEECH}/ASR/transformer/hparams/sumformer.yaml"
+    experiment.run(command(tmp_path / "asr", yaml=yaml, **options))
+    with_lm = json.loads((tmp_path / "asr/results.json").read_text())["test"]["dev-clean"]
+    assert with_lm["utterances"] == 25
+    model = EncoderDecoderASR.from_hparams(source=str(tmp_path / "asr/pretrained"))
+    scorer = model.hparams.scorer
+    assert scorer.weights["transformerlm"] == 0.6
+    joined = scorer.full_scorers["transformerlm"]
+    original = load_language_model(made / "lm/pretrained")
+    tokens = torch.tensor([[1, 5, 7, 9]])
+    torch.testing.assert_close(joined.lm(tokens), original(tokens))
+    wav = next(speech_data.glob("LibriSpeech/dev-clean/*/*/*.flac"))
+    heard, calls = model.transcribe_file(str(wav)), []
+    joined.lm.register_forward_hook(lambda *_: calls.append(1))
+    assert model.transcribe_file(str(wav)) == heard and calls
+    # decoded again, without
+    experiment.run([
+        *command(tmp_path / "asr", yaml=yaml, **{**options, "lm_folder": "null"}), "--test_only",
+    ])  # fmt: skip
+    assert not (tmp_path / "asr/pretrained/lm.ckpt").exists()
+
+
+def test_other_tokens_than_the_recognisers_are_refused(made, command, tmp_path):
+    other = tmp_path / "lm"
+    shutil.copytree(made / "lm/pretrained", other)
+    (other / "tokenizer.ckpt").write_bytes(b"other")
+    with pytest.raises(SystemExit, match="whose tokens .* are not this model's"):
+        experiment.run(command(tmp_path / "out", lm_folder=other, number_of_epochs=1))
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"tokenizer_folder": "no/such/folder"}, "no/such/folder: no such folder, and no name on"),
+        ({"tokenizer_folder": "tests"}, "tests, which has no tokenizer.ckpt"),
+        ({"lm_folder": "tests"}, "--lm_folder is .*tests, which has no"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_named(option, message, command, tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        experiment.run(command(tmp_path / "out", number_of_epochs=1, **option))
+
+
+def test_a_tokenizer_of_another_size_is_refused(made, command, tmp_path):
+    with pytest.raises(SystemExit, match="has 60 tokens.*--vocab_size is 30"):
+        experiment.run(command(tmp_path, tokenizer_folder=made / "tokenizer"))
+
+
+def test_text_that_is_none_is_named(tmp_path):
+    with pytest.raises(UserError, match="--lm_text .*absent.txt: cannot be read"):
+        language_model.write_sentences(tmp_path / "a.txt", [], [str(tmp_path / "absent.txt")])
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="no sentence"):
+        language_model.write_sentences(tmp_path / "a.txt", [], [str(tmp_path / "empty.txt")])
+    assert not (tmp_path / "a.txt").exists()
