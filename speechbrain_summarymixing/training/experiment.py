@@ -166,6 +166,10 @@ def start(argv):
     """
     path, run_opts, overrides = sb.parse_arguments(argv)
     routed = route_overrides(path, overrides)
+    if run_opts["precision"] == "fp16" and run_opts["device"] == "cpu":
+        raise UserError(
+            "--precision is fp16, which SpeechBrain has on GPUs alone: take --precision bf16"
+        )
     join_processes(run_opts)
     hparams = load_hyperparams(path, overrides)
     if run_opts["ckpt_interval_steps"] > 0:

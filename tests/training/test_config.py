@@ -50,3 +50,32 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="absent.yaml.*No such file.*give the path"):
         load_hyperparams(tmp_path / "absent.yaml")
+
+
+def test_an_include_in_an_include_gets_options_and_gives_its_keys(tmp_path):
+    (tmp_path / "outer.yaml").write_text("""
+depth: 1
+middle: !include:sub/middle.yaml
+    passed: !ref <depth>
+""")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/middle.yaml").write_text("""
+rate: 0.5
+inner: !include:inner.yaml
+    passed: !ref <passed>
+    width: 7
+""")
+    (tmp_path / "sub/inner.yaml").write_text("""
+width: 2
+height: 3
+area: [!ref <width>, !ref <height>, !ref <passed>]
+""")
+    path = tmp_path / "outer.yaml"
+    expected = {"depth": 1, "passed": 1, "rate": 0.5, "width": 7, "height": 3, "area": [7, 3, 1]}
+    assert load_hyperparams(path) == expected
+    options = {"depth": 4, "height": 5, "width": 6}
+    changed = {**expected, **options, "passed": 4, "area": [6, 5, 4]}
+    assert load_hyperparams(path, options) == changed
+    assert route_overrides(path, {"height": 5}) == {"middle": {"inner": {"height": 5}}}
+    with pytest.raises(UserError, match="--heigth: no such option.*did you mean --height"):
+        route_overrides(path, {"heigth": 5})

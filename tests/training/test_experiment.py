@@ -257,6 +257,31 @@ def test_other_rates_and_channels_are_converted(train, noises, tmp_path, monkeyp
 def test_speechbrain_run_options(train):
     folder = train(precision="bf16", grad_accumulation_factor=2, debug=True)
     assert (folder / "pretrained").is_dir()
+    with pytest.raises(SystemExit, match="--precision is fp16, which .* --precision bf16"):
+        train(precision="fp16")
+
+
+def test_activation_checkpointing_changes_no_result(train, trained):
+    folder = train(activation_checkpointing="True", dropout=0.1)
+    for name in ("train_loss", "valid_loss"):
+        expected = [float(row[name]) for row in curves.read(trained)]
+        assert [float(row[name]) for row in curves.read(folder)] == pytest.approx(expected)
+
+
+def test_a_lack_of_memory_names_the_longest_utterance_and_the_setting(train, noises, monkeypatch):
+    seen = []
+
+    def full(self, predictions, batch, stage):
+        seen.extend(zip(map(float, batch.duration), batch.id))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(asr.ASR, "compute_objectives", full)
+    with pytest.raises(SystemExit) as error:
+        train()
+    seconds, key = max(seen)
+    assert f"{key} of {seconds:.1f} s" in str(error.value)
+    assert "--batch_seconds (4 now)" in str(error.value)
+    assert "--activation_checkpointing True" in str(error.value)
 
 
 def test_tensorboard_is_an_option(train):

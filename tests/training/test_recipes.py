@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from speechbrain.inference.ASR import EncoderDecoderASR
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from speechbrain_summarymixing.corpora.text import normalize_text
 from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import load_hyperparams
 
@@ -61,6 +63,23 @@ def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["optimizer_steps"] == 1 and results["test"]["test"]["utterances"] == 6
     assert (tmp_path / "pretrained/model.ckpt").is_file()
+
+
+def test_common_voice_in_persian(command, tmp_path, speech_data):
+    options = {
+        "train_csv": "null", "valid_csv": "null", "test_csv": "null",
+        "data_folder": speech_data / "CommonVoice/fa", "language": "fa", "vocab_size": 60,
+        "number_of_epochs": 1, "optimizer_step_limit": 2, "batch_seconds": 30,
+        "max_decode_ratio": 0.02,
+    }  # fmt: skip
+    yaml = "recipes/CommonVoice/ASR/transformer/hparams/sumformer.yaml"
+    experiment.run(command(tmp_path, yaml=yaml, **options))
+    assert json.loads((tmp_path / "results.json").read_text())["test"]["test"]["utterances"] == 40
+    assert json.loads((tmp_path / "manifests/train.dropped.json").read_text())["characters"]
+    model = EncoderDecoderASR.from_hparams(source=str(tmp_path / "pretrained"))
+    sentence = "می\u200cخواهم بروم"  # a zero-width non-joiner stands within the first word
+    assert model.tokenizer.decode(model.tokenizer.encode("سلام")) == "سلام"
+    assert sentence.split()[0] == normalize_text(sentence, "fa")[0].split()[0]
 
 
 def test_recipe_files_are_short():
