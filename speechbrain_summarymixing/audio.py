@@ -1,5 +1,6 @@
 """Reading audio of any format, rate and number of channels as mono at one rate."""
 
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +44,18 @@ def audio_info(path):
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
 
-def read_audio(path, sample_rate=16000):
+def read_audio(source, sample_rate=16000, *, name=None):
     """Reads a file as mono at a rate.
 
     Arguments
     ---------
-    path : str or Path
-        As in `audio_info`.
+    source : str, Path or bytes
+        Path, as in `audio_info`, or content of a file.
     sample_rate : int
         In Hz. Audio of another rate is resampled and channels are averaged; the log tells the
         first file of each kind.
+    name : str or None
+        What errors and the log call it; None: its path.
 
     Returns
     -------
@@ -64,7 +67,8 @@ def read_audio(path, sample_rate=16000):
     UserError
         If the file is missing, empty, cut short, no audio, or holds NaN or infinity.
     """
-    with _open(path) as file:
+    path = source if name is None else name
+    with _open(source, path) as file:
         frames, rate = file.frames, file.samplerate
         try:
             samples = torch.from_numpy(file.read(dtype="float32", always_2d=True))  # (T, C)
@@ -86,13 +90,15 @@ def read_audio(path, sample_rate=16000):
     return waveform
 
 
-def _open(path):
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
+def _open(source, path=None):
+    path = source if path is None else path
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif not (source := Path(source)).is_file():
+        what = "is a folder" if source.is_dir() else "no such file"
         raise UserError(f"{path}: {what}: give the path of an audio file")
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(source)
     except soundfile.LibsndfileError as error:
         raise UserError(
             f"{path}: cannot be read as audio ({error.error_string}): "

@@ -171,7 +171,7 @@ def model_card(hparams, results):
     return CARD.format(
         name=f"{mixer} speech recogniser",
         sample_rate=hparams.sample_rate,
-        data=hparams.train_csv or f"the {hparams.corpus} corpus",
+        data=hparams.shards or hparams.train_csv or f"the {hparams.corpus} corpus",
         wers=wers,
         **{k: v for k, v in results.items() if k != "test"},
     )

@@ -47,6 +47,7 @@ class ExperimentBrain(sb.Brain):
     train_seconds = 0.0
     metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`
     batch_option = "batch_seconds"  # which bounds a training batch
+    shard_reader = None  # a `shards.ShardReader`, where training is on shards
     _batch_ids = ()
     _stage_began = None
     _stop_requested = False
@@ -107,11 +108,15 @@ class ExperimentBrain(sb.Brain):
 
     def fit(self, epoch_counter, train_set, valid_set=None, **options):
         """As SpeechBrain's; Ctrl-C saves a checkpoint and raises `Interrupted`."""
-        sampler = options["train_loader_kwargs"]["batch_sampler"]
-        if not self.distributed_launch:
-            # SpeechBrain calls set_epoch only on what it wrapped itself
-            self.train_sampler = sampler
-        self.steps_per_epoch = len(sampler)
+        loading = options["train_loader_kwargs"]
+        if self.shard_reader is not None:
+            # of each process, while a sampler counts those of all
+            self.steps_per_epoch = loading["looped_nominal_epoch"] * number_of_processes()
+        else:
+            if not self.distributed_launch:
+                # SpeechBrain calls set_epoch only on what it wrapped itself
+                self.train_sampler = loading["batch_sampler"]
+            self.steps_per_epoch = len(loading["batch_sampler"])
         before = signal.signal(signal.SIGINT, self._request_stop)
         try:
             super().fit(epoch_counter, train_set, valid_set, **options)
@@ -148,7 +153,7 @@ class ExperimentBrain(sb.Brain):
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)  # the command line's is text
         processes, batches = number_of_processes(), self.steps_per_epoch
-        if self.distributed_launch and batches <= processes:
+        if self.distributed_launch and batches <= processes and self.shard_reader is None:
             raise UserError(
                 f"an epoch has {batches} batches for {processes} processes, but each must get two "
                 f"or more: start fewer processes or lower --{self.batch_option}"
@@ -164,8 +169,16 @@ class ExperimentBrain(sb.Brain):
             cooldown_fraction=self.hparams.cooldown_fraction,
         )
         super().on_fit_start()
+        if self.shard_reader is not None and self.optimizer_step > 0:
+            self.shard_reader.steps_before = self.optimizer_step
+            logger.info("Going on: the shards are read from their begin, in another order")
         if self.distributed_launch:  # else each process draws the same dropout and augmentation
             torch.manual_seed(self.hparams.seed + self.rank)
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        if self.shard_reader is not None:  # which splits the shards itself
+            return loader_kwargs
+        return super()._train_loader_specifics(dataset, loader_kwargs)
 
     def _wrap_distributed(self):
         if not self.distributed_launch:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
@@ -135,7 +136,44 @@ def unspellable(texts, tokenizer=None):
     return reason
 
 
-def make_dataset(utterances, tokenizer, *, sample_rate, whole_samples, augment=None):
+def waveform_of(source, *, sample_rate, whole_samples, augment=None, name=None):
+    """Reads and augments the audio of an utterance.
+
+    Arguments
+    ---------
+    source : str, Path or bytes
+        Path or content of an audio file.
+    sample_rate : int
+        In Hz; audio of another rate is resampled.
+    whole_samples : int
+        Waveforms are zero-padded to a multiple of this: one frame of the encoder.
+    augment : callable or None
+        From a waveform (1, T) to a waveform (1, T'); for training.
+    name : str or None
+        What errors call it; None: its path.
+
+    Returns
+    -------
+    torch.Tensor
+        (T,), float32.
+    """
+    waveform = read_audio(source, sample_rate, name=name)
+    if augment is not None:
+        waveform = augment(waveform.unsqueeze(0)).squeeze(0)
+    return pad_to_multiple(waveform, whole_samples)
+
+
+def spelled(wrd, tokenizer):
+    """Returns the tokens of a transcript: alone, after the begin, and before the end."""
+    tokens = tokenizer.encode(wrd)
+    return (
+        torch.LongTensor(tokens),
+        torch.LongTensor([tokenizer.bos_id(), *tokens]),
+        torch.LongTensor([*tokens, tokenizer.eos_id()]),
+    )
+
+
+def make_dataset(utterances, tokenizer, **reading):
     """Makes the dataset that reads, augments and spells utterances.
 
     Arguments
@@ -143,12 +181,8 @@ def make_dataset(utterances, tokenizer, *, sample_rate, whole_samples, augment=N
     utterances : list of Utterance
         From `corpora.manifest.read_manifest`.
     tokenizer : sentencepiece.SentencePieceProcessor
-    sample_rate : int
-        In Hz; audio of another rate is resampled.
-    whole_samples : int
-        Waveforms are zero-padded to a multiple of this: one frame of the encoder.
-    augment : callable or None
-        From a waveform (1, T) to a waveform (1, T'); for training.
+    **reading
+        As for `waveform_of`.
 
     Returns
     -------
@@ -156,21 +190,12 @@ def make_dataset(utterances, tokenizer, *, sample_rate, whole_samples, augment=N
         With sig (T,), tokens, tokens_bos, tokens_eos and wrd.
     """
 
-    def waveform_of(wav):
-        waveform = read_audio(wav, sample_rate)
-        if augment is not None:
-            waveform = augment(waveform.unsqueeze(0)).squeeze(0)
-        return pad_to_multiple(waveform, whole_samples)
-
     def spelling(wrd):
-        tokens = tokenizer.encode(wrd)
-        yield torch.LongTensor(tokens)
-        yield torch.LongTensor([tokenizer.bos_id(), *tokens])
-        yield torch.LongTensor([*tokens, tokenizer.eos_id()])
+        yield from spelled(wrd, tokenizer)
 
     rows = {u.ID: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd} for u in utterances}
     dataset = DynamicItemDataset(rows)
-    dataset.add_dynamic_item(waveform_of, takes="wav", provides="sig")
+    dataset.add_dynamic_item(partial(waveform_of, **reading), takes="wav", provides="sig")
     dataset.add_dynamic_item(spelling, takes="wrd", provides=["tokens", "tokens_bos", "tokens_eos"])
     dataset.set_output_keys(["id", "duration", "sig", "wrd", "tokens", "tokens_bos", "tokens_eos"])
     return dataset

@@ -6,8 +6,11 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import sentencepiece
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
@@ -20,7 +23,7 @@ from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference.export import export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
-from speechbrain_summarymixing.training import curves, data, metrics
+from speechbrain_summarymixing.training import curves, data, metrics, shards
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
 from speechbrain_summarymixing.training.processes import (
@@ -50,6 +53,8 @@ CORPUS_OPTIONS = {
     "mini": {"train": "mini_train_utterances"},
     "commonvoice": {"language": "language"},
 }
+
+SCANNED = "shards.json"  # in the output folder: what was found in the shards
 
 # What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
 FREE_SETTINGS = {
@@ -116,8 +121,11 @@ def run_tokenizer(argv):
     with errors_reported():
         path, _, overrides = sb.parse_arguments(argv)
         hparams = load_hyperparams(path, overrides)
-        train, _, _ = manifests(hparams)
-        texts = [utterance.wrd for rows in train.values() for utterance in rows]
+        if hparams["shards"] is not None:
+            texts, _ = shards.scan(shards.urls_of(hparams["shards"]), **limits(hparams))
+        else:
+            train, _, _ = manifests(hparams)
+            texts = [utterance.wrd for rows in train.values() for utterance in rows]
         file = Path(hparams["output_folder"]) / "tokenizer.ckpt"
         data.train_tokenizer(
             texts, file, vocab_size=hparams["vocab_size"], token_type=hparams["token_type"]
@@ -225,13 +233,17 @@ def manifests(hparams):
     UserError
         If the corpus is unknown, or only some of the three CSV files are given.
     """
-    csvs = [hparams[f"{part}_csv"] for part in ("train", "valid", "test")]
+    on_shards = hparams["shards"] is not None  # then there is no training set
+    parts = ("train", "valid", "test")
+    csvs = [hparams[f"{part}_csv"] for part in parts]
+    if on_shards and csvs[0]:
+        raise UserError(f"--shards and --train_csv {csvs[0]} are both given: give one of them")
     root = hparams["data_folder"]
     if any(csvs):
-        if not all(csvs):
+        if not all(csvs[on_shards:]):
             raise UserError(
                 f"--train_csv, --valid_csv and --test_csv are {', '.join(map(str, csvs))}: "
-                "give all three, or none and a --corpus"
+                "give all three (with --shards the latter two), or none and a --corpus"
             )
         return tuple(
             {Path(csv).stem: read_manifest(csv, data_root=root) for csv in names(value)}
@@ -244,10 +256,9 @@ def manifests(hparams):
             "for another corpus give --train_csv, --valid_csv and --test_csv"
         )
     prepare, *defaults = CORPORA[corpus]
-    splits = [
-        names(hparams[f"{part}_splits"]) or default
-        for part, default in zip(("train", "valid", "test"), defaults)
-    ]
+    splits = [names(hparams[f"{part}_splits"]) or default for part, default in zip(parts, defaults)]
+    if on_shards:
+        splits[0] = []
     options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
     every = list(dict.fromkeys(name for part in splits for name in part))
     paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
@@ -280,6 +291,8 @@ def spelling(hparams, train, others):
     UserError
         If utterances cannot be used, or vocab_size does not fit the text or the tokenizer.
     """
+    if hparams["shards"] is not None:
+        return shard_spelling(hparams, others)
     texts = [utterance.wrd for rows in train.values() for utterance in rows]
     path = Path(hparams["output_folder"]) / "tokenizer.model"
     tokenizer = None
@@ -290,8 +303,7 @@ def spelling(hparams, train, others):
     warnings = on_main(
         check_manifests,
         {**train, **others},
-        min_seconds=hparams["min_seconds"],
-        max_seconds=hparams["max_seconds"],
+        **limits(hparams),
         spell=data.unspellable(texts, tokenizer),
         training_splits=tuple(train),
     )
@@ -302,6 +314,70 @@ def spelling(hparams, train, others):
     options = {"vocab_size": hparams["vocab_size"], "token_type": hparams["token_type"]}
     on_main(data.train_tokenizer, texts, path, **options)
     return data.train_tokenizer(texts, path, **options)
+
+
+def shard_spelling(hparams, others):
+    """As `spelling`, where training is on shards, which are read for it once in a run's life.
+
+    Arguments
+    ---------
+    hparams : dict
+    others : dict
+        From each set that is not on shards to its list of utterances.
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+
+    Raises
+    ------
+    UserError
+        As `spelling`.
+    """
+    folder = Path(hparams["output_folder"])
+    path, size = folder / "tokenizer.model", hparams["vocab_size"]
+    urls = shards.urls_of(hparams["shards"])
+
+    def train():
+        if scanned_amount(hparams) is None or not path.is_file():
+            texts, amount = shards.scan(urls, **limits(hparams))
+            data.train_tokenizer(texts, path, vocab_size=size, token_type=hparams["token_type"])
+            found = {"settings": scan_settings(hparams), "amount": asdict(amount)}
+            write_atomically(folder / SCANNED, json.dumps(found) + "\n")
+
+    if hparams["tokenizer_folder"] is not None:
+        tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
+    else:
+        on_main(train)
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    on_main(
+        check_manifests,
+        others,
+        **limits(hparams),
+        spell=data.unspellable([], tokenizer),
+        training_splits=(),
+    )
+    return tokenizer
+
+
+def scan_settings(hparams):
+    """What the scan of shards, and the tokenizer trained on it, depend on."""
+    return {key: str(hparams[key]) for key in ("shards", "vocab_size", "token_type")}
+
+
+def scanned_amount(hparams):
+    """Returns the `shards.Amount` that a scan has found and left in the output folder, or None."""
+    file = Path(hparams["output_folder"]) / SCANNED
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    fits = found["settings"] == scan_settings(hparams)
+    return shards.Amount(**found["amount"]) if fits else None
+
+
+def limits(hparams):
+    """Shortest and longest sensible duration, in seconds."""
+    return {key: hparams[key] for key in ("min_seconds", "max_seconds")}
 
 
 def train_loggers(hparams):
@@ -326,15 +402,17 @@ def train_loggers(hparams):
 
 def fit(brain, hparams, train, valid):
     """Trains, or goes on training, on the sets ``train``, and validates on ``valid``."""
-    dataset = make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
-    options = data.train_loader_options(
-        dataset,
-        batch_seconds=hparams["batch_seconds"],
-        max_batch_size=hparams["max_batch_size"],
-        num_buckets=hparams["num_buckets"],
-        seed=hparams["seed"],
-        num_workers=hparams["num_workers"],
-    )
+    if hparams["shards"] is not None:
+        dataset, options = shard_loading(brain, hparams)
+    else:
+        dataset = make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
+        options = data.train_loader_options(
+            dataset,
+            **batch_limits(hparams),
+            num_buckets=hparams["num_buckets"],
+            seed=hparams["seed"],
+            num_workers=hparams["num_workers"],
+        )
     brain.fit(
         hparams["epoch_counter"],
         dataset,
@@ -344,14 +422,65 @@ def fit(brain, hparams, train, valid):
     )
 
 
+def batch_limits(hparams):
+    """Audio in one batch, in seconds, and utterances, at most."""
+    return {key: hparams[key] for key in ("batch_seconds", "max_batch_size")}
+
+
+def shard_loading(brain, hparams):
+    """Makes the training dataset of shards, which the brain comes to know, and loader options.
+
+    Raises
+    ------
+    UserError
+        If the length of an epoch is not known, or there are too few shards.
+    """
+    urls, processes = shards.urls_of(hparams["shards"]), number_of_processes()
+    steps = hparams["shard_epoch_steps"]
+    if steps is None:
+        amount = scanned_amount(hparams) or shards.amount_beside(urls)
+        if amount is None:
+            raise UserError(
+                f"no shards.json lies beside {urls[0]}, so the length of an epoch is not known: "
+                "give --shard_epoch_steps"
+            )
+        steps = shards.epoch_steps(amount, **batch_limits(hparams), processes=processes)
+    elif steps < 1:
+        raise UserError(f"--shard_epoch_steps is {steps}, but must be 1 or more")
+    options = shards.train_loader_options(
+        urls, steps=steps, num_workers=hparams["num_workers"], processes=processes
+    )
+    spell = data.unspellable([], brain.tokenizer)
+    brain.shard_reader = shards.ShardReader(
+        urls,
+        brain.tokenizer,
+        **batch_limits(hparams),
+        num_buckets=hparams["num_buckets"],
+        seed=hparams["seed"],
+        check=partial(shards.unfit, **limits(hparams), spell=spell),
+        rank=brain.rank if processes > 1 else 0,
+        processes=processes,
+        **reading(hparams),
+        augment=hparams["wav_augment"],
+    )
+    return brain.shard_reader.dataset(), options
+
+
+def reading(hparams):
+    """How audio is read, for training and evaluation alike."""
+    return {
+        "sample_rate": hparams["sample_rate"],
+        "whole_samples": hparams["compute_features"].samples,
+    }
+
+
 def make_dataset(brain, hparams, sets, augment=None):
     """Makes one dataset of some sets of utterances, the shortest first."""
     utterances = [utterance for rows in sets.values() for utterance in rows]
     return data.make_dataset(
         sorted(utterances, key=lambda u: u.duration),
         brain.tokenizer,
-        sample_rate=hparams["sample_rate"],
-        whole_samples=hparams["compute_features"].samples,
+        **reading(hparams),
         augment=augment,
     )
 

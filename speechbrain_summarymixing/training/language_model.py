@@ -48,6 +48,8 @@ def run(argv):
     """
     with experiment.errors_reported():
         hparams, run_opts = experiment.start(argv)
+        if hparams["shards"] is not None:
+            raise UserError("--shards is for recognisers: give --train_csv, and --lm_text for more")
         train, valid, tests = experiment.manifests(hparams)
         tokenizer = experiment.spelling(hparams, train, {**valid, **tests})
         folder = Path(hparams["output_folder"])

@@ -1,0 +1,399 @@
+"""Training on shards: tar files that are read from end to end, as `corpora.shards` writes them."""
+
+import json
+import math
+import random
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataloader import WDS_AVAILABLE
+from speechbrain.dataio.iterators import dynamic_bucketed_batch
+
+from speechbrain_summarymixing.corpora.manifest import listed
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.training import data
+
+if WDS_AVAILABLE:
+    import webdataset
+    from webdataset.shardlists import expand_urls
+    from webdataset.tariterators import group_by_keys
+
+
+@dataclass(frozen=True)
+class ShardUtterance:
+    """An utterance as it lies in a shard.
+
+    Arguments
+    ---------
+    ID : str
+    shard : str
+        URL of the shard.
+    duration : float
+        In seconds.
+    wrd : str
+        Transcript.
+    audio : bytes
+        The content of an audio file.
+    """
+
+    ID: str
+    shard: str
+    duration: float
+    wrd: str
+    audio: bytes
+
+    def __str__(self):
+        return f"{self.ID} in {self.shard}"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much shards hold: numbers of shards and utterances, and seconds of audio."""
+
+    shards: int
+    utterances: int
+    seconds: float
+
+
+def urls_of(pattern):
+    """Returns the shards that a pattern names.
+
+    Arguments
+    ---------
+    pattern : str
+        As webdataset takes it: paths, URLs or ``pipe:`` commands with ``{000000..000011}``, more
+        than one with ``::`` between them.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    UserError
+        If webdataset is not installed, or a shard is named twice.
+    """
+    if not WDS_AVAILABLE:
+        raise UserError(
+            "--shards needs webdataset and importlib_metadata, which are not both installed: "
+            'pip install "speechbrain-summarymixing[shards]"'
+        )
+    urls = expand_urls(str(pattern))
+    if len(set(urls)) < len(urls):
+        raise UserError(f"--shards is {pattern}, which names a shard twice: name each once")
+    return urls
+
+
+def read_shard(url, *, audio=True):
+    """Reads the utterances of a shard in their order.
+
+    Arguments
+    ---------
+    url : str
+        As webdataset opens it.
+    audio : bool
+        False skips the audio.
+
+    Yields
+    ------
+    ShardUtterance
+
+    Raises
+    ------
+    UserError
+        If the shard cannot be opened, is damaged or cut short, or an utterance lacks a part.
+    """
+    try:
+        stream = webdataset.gopen(url)
+        for sample in group_by_keys(_entries(stream, url, audio)):
+            yield _utterance(sample)
+        while stream.read(1 << 16):  # a pipe's command must not lack its reader
+            pass
+        stream.close()
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{url}: cannot be read as a shard ({reason}): give its path or URL, or write it anew "
+            "with summarymixing shard"
+        ) from error
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (
+            tarfile.InvalidHeaderError,
+            tarfile.TruncatedHeaderError,
+            tarfile.EmptyHeaderError,
+        ) as error:  # after the first entry tarfile takes these for the end
+            raise tarfile.ReadError(f"damaged or cut short: {error}") from error
+
+
+def _entries(stream, url, audio):
+    seekable = getattr(stream, "seekable", bool)()
+    with tarfile.open(
+        fileobj=stream, mode="r:*" if seekable else "r|*", tarinfo=_StrictTarInfo
+    ) as tar:
+        for entry in tar:
+            if entry.isfile():
+                wanted = audio or entry.name.endswith(".json")
+                content = tar.extractfile(entry).read() if wanted else b""
+                yield {"fname": entry.name, "data": content, "__url__": url}
+
+
+def _utterance(sample):
+    key, url = sample["__key__"], sample["__url__"]
+    kinds = sorted(kind for kind in sample if not kind.startswith("__"))
+    try:
+        facts = json.loads(sample["json"])
+        [audio] = (sample[kind] for kind in kinds if kind != "json")
+        return ShardUtterance(key, url, float(facts["duration"]), str(facts["wrd"]), audio)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{key} in {url}: is {', '.join(kinds)}, but must be an audio file and a JSON with "
+            "duration and wrd: write the shard anew with summarymixing shard"
+        ) from error
+
+
+def unfit(utterance, *, min_seconds, max_seconds, spell=None):
+    """Says why an utterance cannot be used, or None.
+
+    Arguments
+    ---------
+    utterance : ShardUtterance
+    min_seconds, max_seconds : float
+        Shortest and longest sensible duration.
+    spell : callable or None
+        Returns why a transcript cannot be written in the tokens, or None.
+    """
+    seconds = utterance.duration
+    if not (math.isfinite(seconds) and min_seconds <= seconds <= max_seconds):
+        return (
+            f"{utterance}: {seconds:g} s, outside {min_seconds:g} to {max_seconds:g} s "
+            "(--min_seconds and --max_seconds)"
+        )
+    if not utterance.wrd.strip():
+        return f"{utterance}: empty transcript"
+    if spell is not None and (reason := spell(utterance.wrd)):
+        return f"{utterance}: cannot be spelled: {reason}"
+    return None
+
+
+def scan(urls, **limits):
+    """Reads all transcripts and checks them in one report.
+
+    Arguments
+    ---------
+    urls : list of str
+    **limits
+        As for `unfit`.
+
+    Returns
+    -------
+    tuple
+        Transcripts (list of str) and `Amount`.
+
+    Raises
+    ------
+    UserError
+        If utterances cannot be used, or a folder of shards does not hold as many as it should.
+    """
+    texts, problems, where, seconds = [], [], {}, 0.0
+    for url in urls:
+        for utterance in read_shard(url, audio=False):
+            if reason := unfit(utterance, **limits):
+                problems.append(reason)
+            if utterance.ID in where:
+                problems.append(f"{utterance}: also in {where[utterance.ID]}")
+            where[utterance.ID] = url
+            texts.append(utterance.wrd)
+            seconds += utterance.duration
+    if problems:
+        raise UserError(
+            listed(f"{len(problems)} utterances of the shards cannot be used", problems)
+            + "\nmend them or leave them out, and write the shards anew"
+        )
+    amount = Amount(len(urls), len(texts), seconds)
+    told = _told(urls)
+    if told is not None and told.shards == amount.shards and told.utterances != amount.utterances:
+        raise UserError(
+            f"{Path(urls[0]).parent}: its shards hold {amount.utterances} utterances, but "
+            f"{told.utterances} by shards.json: copy or write them anew"
+        )
+    return texts, amount
+
+
+def amount_beside(urls):
+    """Returns the `Amount` that the shards.json beside local shards tells, or None.
+
+    It is in proportion where the shards are only some of those.
+
+    Arguments
+    ---------
+    urls : list of str
+    """
+    if (told := _told(urls)) is None:
+        return None
+    part = min(1.0, len(urls) / max(1, told.shards))
+    return Amount(min(len(urls), told.shards), round(told.utterances * part), told.seconds * part)
+
+
+def _told(urls):
+    folders = {Path(url.removeprefix("file:")).parent for url in urls}
+    try:
+        [folder] = folders
+        return Amount(**json.loads((folder / "shards.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def epoch_steps(amount, *, batch_seconds, max_batch_size, processes=1):
+    """Returns about how many batches of a process make one pass over all shards.
+
+    Arguments
+    ---------
+    amount : Amount
+    batch_seconds : float
+        Audio in one batch, at most.
+    max_batch_size : int
+        Utterances in one batch, at most.
+    processes : int
+    """
+    batches = max(amount.seconds / batch_seconds, amount.utterances / max_batch_size)
+    return max(1, math.ceil(batches / processes))
+
+
+class ShardReader:
+    """Reads shards as an endless stream of random batches of utterances of like length.
+
+    Each pass over the shards has them in another order, and each of its utterances is in one batch
+    of one worker of one process. An utterance is decoded when its batch is complete.
+
+    Arguments
+    ---------
+    urls : list of str
+    tokenizer : sentencepiece.SentencePieceProcessor
+    batch_seconds : float
+        Audio in one batch, at most, in seconds; a longer utterance is a batch alone.
+    max_batch_size : int
+        Utterances in one batch, at most.
+    num_buckets : int
+        So many full batches wait, among which those of like length are sought.
+    seed : int
+    check : callable or None
+        Returns why a `ShardUtterance` cannot be used, or None.
+    rank, processes : int
+        Of this process and of all.
+    **reading
+        As for `data.waveform_of`.
+    """
+
+    def __init__(
+        self,
+        urls,
+        tokenizer,
+        *,
+        batch_seconds,
+        max_batch_size,
+        num_buckets,
+        seed,
+        check=None,
+        rank=0,
+        processes=1,
+        **reading,
+    ):
+        self.urls, self.tokenizer, self.check, self.reading = urls, tokenizer, check, reading
+        self.seed, self.rank, self.processes = seed, rank, processes
+        self.steps_before = 0  # optimiser steps of a run that goes on: it hears another order
+        self._passes = 0
+        self._random = random.Random()
+        self._limits = {
+            "target_batch_numel": batch_seconds,
+            "max_batch_numel": batch_seconds,
+            "max_batch_size": max_batch_size,
+        }
+        self._waiting = max(1, num_buckets * max_batch_size)
+
+    def dataset(self, passes=-1):
+        """Returns a webdataset.DataPipeline of so many passes, or of passes without end."""
+        return webdataset.DataPipeline(self._shards, self._utterances, self._batches).repeat(passes)
+
+    def _shards(self):
+        order = f"{self.seed} {self.steps_before} {self._passes}"
+        self._passes += 1
+        worker = torch.utils.data.get_worker_info()
+        index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        share, shares = self.rank * workers + index, self.processes * workers
+        urls = list(self.urls)
+        random.Random(order).shuffle(urls)  # alike for all, who take turns
+        self._random = random.Random(f"{order} {share}")
+        return urls[share::shares]
+
+    def _utterances(self, urls):
+        empty = True
+        for url in urls:
+            for utterance in read_shard(url):
+                if self.check is not None and (reason := self.check(utterance)):
+                    raise UserError(f"{reason}: mend it, and write the shards anew")
+                empty = False
+                yield utterance
+        if empty:  # the stream would end
+            raise UserError(f"{', '.join(urls)}: no utterance: leave such shards out")
+
+    def _batches(self, utterances):
+        return dynamic_bucketed_batch(
+            utterances,
+            len_fn=lambda utterance: utterance.duration,
+            buffersize=self._waiting,
+            collate_fn=lambda batch: PaddedBatch([self._item(utterance) for utterance in batch]),
+            sampler_kwargs={**self._limits, "randint_generator": self._random.randint},
+        )
+
+    def _item(self, utterance):
+        tokens, tokens_bos, tokens_eos = data.spelled(utterance.wrd, self.tokenizer)
+        return {
+            "id": utterance.ID,
+            "duration": utterance.duration,
+            "sig": data.waveform_of(utterance.audio, name=str(utterance), **self.reading),
+            "wrd": utterance.wrd,
+            "tokens": tokens,
+            "tokens_bos": tokens_bos,
+            "tokens_eos": tokens_eos,
+        }
+
+
+def train_loader_options(urls, *, steps, num_workers, processes=1):
+    """Options of a loader of `ShardReader`'s dataset.
+
+    Arguments
+    ---------
+    urls : list of str
+    steps : int
+        Batches of a process that are called an epoch.
+    num_workers, processes : int
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    UserError
+        If there are fewer shards than readers.
+    """
+    readers = processes * max(1, num_workers)
+    if len(urls) < readers:
+        raise UserError(
+            f"{len(urls)} shards cannot be split among {processes} processes of "
+            f"{max(1, num_workers)} workers: lower --num_workers, or write smaller shards "
+            "(summarymixing shard --shard-seconds)"
+        )
+    options = data.worker_options(num_workers)
+    del options["collate_fn"]  # the dataset's items are batches
+    return {**options, "looped_nominal_epoch": steps}
