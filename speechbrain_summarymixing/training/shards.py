@@ -109,17 +109,25 @@ def read_shard(url, *, audio=True):
     """
     try:
         stream = webdataset.gopen(url)
-        for sample in group_by_keys(_entries(stream, url, audio)):
-            yield _utterance(sample)
-        while stream.read(1 << 16):  # a pipe's command must not lack its reader
-            pass
-        stream.close()
+        try:
+            for sample in group_by_keys(_entries(stream, url, audio)):
+                yield _utterance(sample)
+        except tarfile.TarError:
+            _finish(stream)  # a pipe's command tells more
+            raise
+        _finish(stream)
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{url}: cannot be read as a shard ({reason}): give its path or URL, or write it anew "
             "with summarymixing shard"
         ) from error
+
+
+def _finish(stream):
+    while stream.read(1 << 16):  # a pipe's command must not lack its reader
+        pass
+    stream.close()
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -6,14 +6,27 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy
 import pytest
+import soundfile
 import torch
 
+from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.corpora.shards import write_shards
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training import asr, curves, data, experiment, shards
+from speechbrain_summarymixing.training import (
+    asr,
+    curves,
+    data,
+    experiment,
+    language_model,
+    shards,
+)
 
 pytest.importorskip("webdataset")
 pytest.importorskip("importlib_metadata")
@@ -89,6 +102,17 @@ def test_an_utterance_is_the_same_as_from_csv(reader, noises, tokenizer):
             assert batch.duration[index] == expected[key]["duration"]
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg", "sph"])
+def test_audio_is_the_same_from_a_file_and_from_its_content(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    options = {"format": "NIST", "subtype": "PCM_16"} if kind == "sph" else {}
+    samples = numpy.random.default_rng(0).uniform(-0.5, 0.5, (8000, 2))
+    soundfile.write(path, samples, 44100, **options)
+    assert read_audio(path.read_bytes(), name="x").equal(read_audio(path))
+    with pytest.raises(UserError, match="^x in a shard: cannot be read as audio"):
+        read_audio(b"no audio", name="x in a shard")
+
+
 def test_batches_respect_their_limits(reader):
     batches = loaded(reader().dataset(3))
     assert max(len(batch.id) for batch in batches) <= 5
@@ -157,6 +181,49 @@ def test_a_run_trains_tests_and_exports(train, num_workers):
     assert float(history[1]["lr"]) == pytest.approx(0, abs=1e-9)
     assert (out / "pretrained" / "model.ckpt").is_file()
     assert "shard-{000000..000005}" in (out / "pretrained" / "README.md").read_text()
+
+
+def test_two_processes_take_equal_steps(command, pattern, noises, tmp_path):
+    options = {"shards": pattern, "train_csv": "null", "distributed_backend": "gloo"}
+    root = Path(__file__).parents[2]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, root / "train.py", *command(tmp_path / "out", **options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    seconds = sum(utterance.duration for utterance in read_manifest(noises / "train.csv"))
+    assert results["processes"] == 2 and results["optimizer_steps"] == 2 * -(-seconds // 8)
+
+
+def test_a_corpus_prepares_no_training_part(monkeypatch, noises):
+    prepared = []
+
+    def prepare(root, folder, *, splits, **options):
+        prepared.extend(splits)
+        return {"dev": noises / "valid.csv", "test": noises / "test.csv"}
+
+    monkeypatch.setitem(experiment.CORPORA, "own", (prepare, ["train"], ["dev"], ["test"]))
+    names = [f"{part}_{kind}" for part in ("train", "valid", "test") for kind in ("csv", "splits")]
+    hparams = {name: None for name in names}
+    hparams.update(corpus="own", shards="x.tar", data_folder="", manifest_folder="")
+    train, valid, test = experiment.manifests(hparams)
+    assert prepared == ["dev", "test"]
+    assert (len(train), len(valid["dev"]), len(test["test"])) == (0, 5, 6)
+
+
+def test_a_tokenizer_alone_is_trained_and_a_language_model_refuses(pattern, tmp_path, tokenizer):
+    recipes = Path(__file__).parents[2] / "recipes/LibriSpeech"
+    options = [f"--shards={pattern}", f"--output_folder={tmp_path / 'out'}", "--vocab_size=30"]
+    yaml = str(recipes / "Tokenizer/hparams/unigram5000.yaml")
+    experiment.run_tokenizer([yaml, *options, "--token_type=bpe"])
+    assert (tmp_path / "out/tokenizer.ckpt").stat().st_size > 0
+    with pytest.raises(SystemExit, match="--shards is for recognisers"):
+        language_model.run([str(recipes / "LM/hparams/transformer.yaml"), *options, "--device=cpu"])
 
 
 def test_a_trained_tokenizer_and_the_length_of_an_epoch_can_be_given(train, tokenizer):
@@ -245,6 +312,8 @@ def test_damaged_shards_are_named(folder, tmp_path):
     for url in (f"{tmp_path}/absent.tar", f"pipe:cat {tmp_path}/absent.tar"):
         with pytest.raises(UserError, match="absent.tar: cannot be read as a shard"):
             list(shards.read_shard(url))
+    with pytest.raises(UserError, match="exit 7"):
+        list(shards.read_shard("pipe:exit 7"))
 
 
 def test_a_lost_utterance_is_noticed(folder, tmp_path):
