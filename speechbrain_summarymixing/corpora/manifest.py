@@ -221,15 +221,16 @@ def check_manifests(
     Returns
     -------
     list of str
-        Warnings: speakers of a training split that occur in another.
+        Warnings: transcripts beside training that cannot be written in the tokens, and speakers of
+        a training split that occur in another.
 
     Raises
     ------
     UserError
-        One report of all missing files, wrong durations, empty or unspellable transcripts and
-        IDs that occur twice.
+        One report of all missing files, wrong durations, empty transcripts, training transcripts
+        that cannot be spelled, and IDs that occur twice.
     """
-    kinds = {}
+    kinds, unspelled = {}, {}
 
     def problem(kind, split, utterance, detail):
         kinds.setdefault(kind, []).append(f"{split}: {utterance.ID}: {detail}")
@@ -245,7 +246,10 @@ def check_manifests(
             if not u.wrd.strip():
                 problem("empty transcripts", split, u, repr(u.wrd))
             elif spell is not None and (reason := spell(u.wrd)):
-                problem("transcripts that cannot be spelled", split, u, reason)
+                if split in training_splits:
+                    problem("transcripts that cannot be spelled", split, u, reason)
+                else:
+                    unspelled.setdefault(split, []).append(f"{u.ID}: {reason}")
             if counts[u.ID] > 1:
                 problem("IDs that occur more than once", split, u, u.wav)
     empty = [f"{split}: no utterance" for split, rows in manifests.items() if not rows]
@@ -258,7 +262,11 @@ def check_manifests(
             + "\n".join(report)
             + "\nmend these lines or leave them out; --min_seconds and --max_seconds set the limits"
         )
-    return _shared_speakers(manifests, training_splits)
+    warnings = [
+        listed(f"{len(rows)} transcripts of {split} that no hypothesis can equal", rows)
+        for split, rows in unspelled.items()
+    ]
+    return warnings + _shared_speakers(manifests, training_splits)
 
 
 def _shared_speakers(manifests, training_splits):

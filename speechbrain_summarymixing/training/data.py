@@ -165,7 +165,8 @@ def waveform_of(source, *, sample_rate, whole_samples, augment=None, name=None):
 
 def spelled(wrd, tokenizer):
     """Returns the tokens of a transcript: alone, after the begin, and before the end."""
-    tokens = tokenizer.encode(wrd)
+    # unknown, which validation and test may have, is also CTC's blank
+    tokens = [token for token in tokenizer.encode(wrd) if token != tokenizer.unk_id()]
     return (
         torch.LongTensor(tokens),
         torch.LongTensor([tokenizer.bos_id(), *tokens]),

@@ -14,6 +14,7 @@ from speechbrain.inference.ASR import EncoderDecoderASR
 from speechbrain_summarymixing import audio
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.training import asr, curves, experiment
+from speechbrain_summarymixing.training.data import train_tokenizer
 
 
 @pytest.fixture
@@ -165,16 +166,32 @@ def test_one_report_names_every_bad_utterance_before_training(train, noises, tmp
         rows[2]["wrd"] = ""
         rows[3]["ID"] = rows[4]["ID"]
 
-    def foreign(rows):
-        rows[5]["wrd"] = "ÉTÉ"
-
     path = changed_manifest(noises, tmp_path / "train.csv", spoil)
-    valid = changed_manifest(noises, tmp_path / "valid.csv", foreign)
     with pytest.raises(SystemExit) as error:
-        train(train_csv=path, valid_csv=valid)
-    for expected in ("gone.flac", "train-1", "train-2", "train-4", "É"):
+        train(train_csv=path)
+    for expected in ("gone.flac", "train-1", "train-2", "train-4"):
         assert expected in str(error.value), expected
     assert not list((tmp_path / "out").glob("save/*"))
+
+
+def test_characters_unknown_to_the_tokens_are_told_and_no_training_text_has_them(
+    train, noises, tmp_path
+):
+    def foreign(rows):
+        for row in rows:
+            row["ID"] = "v" + row["ID"]
+        rows[5]["wrd"] = "ÉTÉ"
+
+    path = changed_manifest(noises, tmp_path / "valid.csv", foreign)
+    folder = train(valid_csv=path, number_of_epochs=1)
+    told = "1 transcripts of valid that no hypothesis can equal:\n  vtrain-5: characters not in"
+    assert told in (folder / "log.txt").read_text()
+    assert float(curves.read(folder)[-1]["valid_loss"]) > 0
+    other = train_tokenizer(["SET"] * 9, tmp_path / "other/tokenizer.ckpt", vocab_size=7)
+    assert other.get_piece_size() == 7
+    with pytest.raises(SystemExit, match="transcripts that cannot be spelled(.|\n)*the tokenizer"):
+        shutil.rmtree(folder)
+        train(tokenizer_folder=tmp_path / "other", vocab_size=7)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
