@@ -13,6 +13,8 @@ from speechbrain_summarymixing.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -65,16 +67,18 @@ def read_audio(source, sample_rate=16000, *, name=None):
     Raises
     ------
     UserError
-        If the file is missing, empty, cut short, no audio, or holds NaN or infinity.
+        If the file is missing, empty, cut short (which an mp3 need not tell), no audio, or holds
+        NaN or infinity.
     """
     path = source if name is None else name
     with _open(source, path) as file:
         frames, rate = file.frames, file.samplerate
+        padding = MP3_PADDING if file.format == "MP3" else 0
         try:
             samples = torch.from_numpy(file.read(dtype="float32", always_2d=True))  # (T, C)
         except soundfile.LibsndfileError as error:
             raise UserError(f"{path}: cannot be decoded ({error}): replace the file") from error
-    if len(samples) < frames:
+    if len(samples) < frames - padding:
         raise UserError(
             f"{path}: cut short, {len(samples)} of the {frames} samples that its header promises: "
             "replace the file"
