@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from speechbrain_summarymixing.corpora import text
-from speechbrain_summarymixing.corpora.manifest import listed, probe, remade, write_text
+from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _normalised(rows, language, table, report):
             left_out.append(f"{key}: {sentence!r}")
     characters = text.described(dropped)
     content = {"left_out": left_out, "characters": characters}
-    write_text(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_atomically(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     if left_out:
         title = f"{table}: {len(left_out)} of {len(rows)} utterances are left out: no word in them"
         logger.info(listed(title, left_out))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from speechbrain_summarymixing.audio import audio_info
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import write_atomically
 
 REQUIRED = ("ID", "duration", "wav", "wrd")
 SHOWN = 20  # utterances named of each kind of problem
@@ -47,15 +48,6 @@ class Utterance:
 COLUMNS = tuple(field.name for field in fields(Utterance))
 
 
-def write_text(path, text):
-    """Writes a file so that a kill leaves the old content or the new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
-
-
 def write_manifest(path, utterances):
     """Writes utterances to a CSV file, whole or not at all.
 
@@ -68,7 +60,7 @@ def write_manifest(path, utterances):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(astuple(utterance) for utterance in utterances)
-    write_text(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def read_manifest(path, *, data_root=None):
@@ -199,7 +191,7 @@ def remade(path, files, make, settings=None):
     content = json.dumps({"input": digest.hexdigest()})
     if not (path.is_file() and stamp.is_file() and stamp.read_text() == content):
         write_manifest(path, make())
-        write_text(stamp, content)
+        write_atomically(stamp, content)
     return path
 
 

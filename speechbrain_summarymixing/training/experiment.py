@@ -111,13 +111,7 @@ def run(argv):
 
 
 def run_tokenizer(argv):
-    """Trains a tokenizer on the transcripts of a corpus's training part.
-
-    Arguments
-    ---------
-    argv : list of str
-        A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
-    """
+    """Trains a tokenizer on the transcripts of a corpus's training part; argv as in `run`."""
     with errors_reported():
         path, _, overrides = sb.parse_arguments(argv)
         hparams = load_hyperparams(path, overrides)
