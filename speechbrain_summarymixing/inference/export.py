@@ -1,8 +1,9 @@
-"""Export of a trained recogniser to a folder that SpeechBrain's interfaces load."""
+"""Export of a trained model to a folder that SpeechBrain's interfaces load."""
 
 import io
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import ruamel.yaml
@@ -12,21 +13,47 @@ from speechbrain_summarymixing.inference.language_model import language_model_ya
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.sources import load_strictly as load_strictly  # for YAML
 
-# What recognition needs of a training's hyperparameters, with what these refer to.
-KEPT = (
-    "sample_rate",
-    "compute_features",
-    "normalize",
-    "front_end",
-    "transformer",
-    "ctc_lin",
-    "seq_lin",
-    "scorer",
-    "test_search",
-    "model",
-)
 
-INTERFACE = """
+@dataclass(frozen=True)
+class Interface:
+    """How a trained model is used, and what that needs of its training's hyperparameters.
+
+    Arguments
+    ---------
+    title : str
+        What the model is, for its card.
+    kept : tuple of str
+        Keys of the hyperparameters, in an order in which none refers to a later one.
+    yaml : str
+        What SpeechBrain's interface needs beside them.
+    usage : str
+        Lines of Python and of the shell that use the model, for its card.
+    files : dict
+        From files of the exported folder to files of the output folder that they copy.
+    """
+
+    title: str
+    kept: tuple
+    yaml: str
+    usage: str
+    files: dict
+
+
+PRETRAINER = """
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: !ref <sample_rate>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        model: !ref <model>
+        normalizer: !ref <normalize>
+"""
+
+LOADED_STRICTLY = """    custom_hooks:
+        model: !name:speechbrain_summarymixing.inference.export.load_strictly
+"""
+
+SEARCHING = f"""
 transformer_beam_search: True
 
 encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
@@ -39,19 +66,32 @@ modules:
     transformer: !ref <transformer>
     decoder: !ref <test_search>
 
-audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
-    sample_rate: !ref <sample_rate>
-
 tokenizer: !new:sentencepiece.SentencePieceProcessor
+{PRETRAINER}        tokenizer: !ref <tokenizer>
+{LOADED_STRICTLY}"""
 
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        model: !ref <model>
-        normalizer: !ref <normalize>
-        tokenizer: !ref <tokenizer>
-    custom_hooks:
-        model: !name:speechbrain_summarymixing.inference.export.load_strictly
-"""
+RECOGNITION = Interface(
+    title="speech recogniser",
+    kept=(
+        "sample_rate",
+        "compute_features",
+        "normalize",
+        "front_end",
+        "transformer",
+        "ctc_lin",
+        "seq_lin",
+        "scorer",
+        "test_search",
+        "model",
+    ),
+    yaml=SEARCHING,
+    usage="""    from speechbrain.inference.ASR import EncoderDecoderASR
+    model = EncoderDecoderASR.from_hparams(source="path/to/this/folder")
+    print(model.transcribe_file("speech.wav"))
+
+or `summarymixing transcribe path/to/this/folder speech.wav`.""",
+    files={"tokenizer.ckpt": "tokenizer.model"},
+)
 
 LM_HOOK = """    custom_hooks:
         lm: !name:speechbrain_summarymixing.inference.export.load_strictly
@@ -61,28 +101,24 @@ CARD = """# {name}
 
 Trained by speechbrain-summarymixing (SummaryMixing: arXiv 2307.07421) on {sample_rate} Hz speech.
 
-    from speechbrain.inference.ASR import EncoderDecoderASR
-    model = EncoderDecoderASR.from_hparams(source="path/to/this/folder")
-    print(model.transcribe_file("speech.wav"))
-
-or `summarymixing transcribe path/to/this/folder speech.wav`.
+{usage}
 
 | | |
 |---|---|
 | trained on | {data} |
 | parameters | {parameters:,} |
 | training | {optimizer_steps} steps, {train_seconds:.0f} s on {device} ({threads} threads) |
-{wers}
+{measured}
 
 It knows the words and voices of its training data; on other speech expect more errors.
 """
 
 
-def export(hparams, results):
+def export(hparams, results, interface=RECOGNITION):
     """Writes what is needed to use a trained model, and nothing of its training.
 
     The folder ``pretrained`` in the output folder is made anew: hyperparams.yaml, model.ckpt,
-    normalizer.ckpt, tokenizer.ckpt and README.md.
+    normalizer.ckpt, README.md and the files of the interface.
 
     Arguments
     ---------
@@ -90,6 +126,7 @@ def export(hparams, results):
         With the trained ``model`` and ``normalize``, and ``output_folder``.
     results : dict
         As `training.experiment.test` returns them; they go into the model card.
+    interface : Interface
     """
     output_folder = Path(hparams.output_folder)
     folder = output_folder / "pretrained"
@@ -99,30 +136,39 @@ def export(hparams, results):
     new.mkdir()
     # as saved when the run started: the files it came from may have changed since
     saved = (output_folder / "hyperparams.yaml").read_text(encoding="utf-8")
-    language_model = None
-    if hparams.lm_folder is not None:
-        language_model = language_model_yaml(hparams.lm_folder)
-        shutil.copy(find_file(hparams.lm_folder, "lm.ckpt", option="--lm_folder"), new / "lm.ckpt")
-    text = inference_yaml(saved, language_model, hparams.lm_weight, hparams.lm_temperature)
+    lm_folder = getattr(hparams, "lm_folder", None)
+    if lm_folder is None:
+        text = inference_yaml(saved, interface)
+    else:
+        shutil.copy(find_file(lm_folder, "lm.ckpt", option="--lm_folder"), new / "lm.ckpt")
+        text = inference_yaml(
+            saved,
+            interface,
+            language_model_yaml(lm_folder),
+            hparams.lm_weight,
+            hparams.lm_temperature,
+        )
     (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
     state = {key: value.cpu() for key, value in hparams.model.state_dict().items()}
     torch.save(state, new / "model.ckpt")
     hparams.normalize._save(new / "normalizer.ckpt")
-    shutil.copy(output_folder / "tokenizer.model", new / "tokenizer.ckpt")
-    (new / "README.md").write_text(model_card(hparams, results), encoding="utf-8")
+    for target, source in interface.files.items():
+        shutil.copy(output_folder / source, new / target)
+    (new / "README.md").write_text(model_card(hparams, results, interface), encoding="utf-8")
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def inference_yaml(text, language_model=None, lm_weight=0.0, lm_temperature=1.0):
-    """Cuts a training's YAML down to what recognition needs.
+def inference_yaml(text, interface, language_model=None, lm_weight=0.0, lm_temperature=1.0):
+    """Cuts a training's YAML down to what an interface needs.
 
     Arguments
     ---------
     text : str
         The training's YAML with its references resolved, as SpeechBrain saves it.
+    interface : Interface
     language_model : str or None
         YAML with the key ``lm_model``, which then joins in the search.
     lm_weight, lm_temperature : float
@@ -134,18 +180,18 @@ def inference_yaml(text, language_model=None, lm_weight=0.0, lm_temperature=1.0)
     """
     yaml = ruamel.yaml.YAML()
     tree = _flat(yaml.load(text))
-    keys = KEPT
+    keys = interface.kept
     if language_model is not None:
         tree |= yaml.load(language_model)
         tree["scorer"].update(
             language_model=tree["lm_model"], lm_weight=lm_weight, lm_temperature=lm_temperature
         )
-        keys = ("lm_model", *KEPT)
+        keys = ("lm_model", *keys)
     kept = ruamel.yaml.comments.CommentedMap((key, tree[key]) for key in keys)
     dumped = io.StringIO()
     yaml.dump(kept, dumped)
     lines = [line for line in dumped.getvalue().splitlines() if line.strip() and line[0] != "#"]
-    text = "\n".join(lines) + "\n" + INTERFACE
+    text = "\n".join(lines) + "\n" + interface.yaml
     if language_model is not None:
         text = text.replace("    custom_hooks:\n", f"        lm: !ref <lm_model>\n{LM_HOOK}")
     return text
@@ -153,25 +199,29 @@ def inference_yaml(text, language_model=None, lm_weight=0.0, lm_temperature=1.0)
 
 def _flat(tree):
     """A mapping with the keys of the part that it includes, at whatever depth that has them."""
-    if "test_search" in tree:
+    if "model" in tree:
         return tree
     parts = (_flat(value) for value in tree.values() if isinstance(value, dict))
     part = next(filter(None, parts), None)
     return part and {**part, **tree}
 
 
-def model_card(hparams, results):
+def model_card(hparams, results, interface):
     """Returns the text of the exported folder's README.md."""
     mixer = getattr(hparams.token_mixer, "func", hparams.token_mixer).__name__
-    wers = "\n".join(
-        f"| WER on {name} | {r['WER']:.2f}% (95% interval {r['WER_95'][0]:.2f} to "
-        f"{r['WER_95'][1]:.2f}, {r['utterances']} utterances) |"
-        for name, r in results["test"].items()
+    measured = "\n".join(
+        f"| {key} on {name} | {scores[key]:.2f}% (95% interval {low:.2f} to {high:.2f}, "
+        f"{scores['utterances']} utterances) |"
+        for name, scores in results["test"].items()
+        for key in scores
+        for low, high in [scores.get(f"{key}_95", (None, None))]
+        if low is not None
     )
     return CARD.format(
-        name=f"{mixer} speech recogniser",
+        name=f"{mixer} {interface.title}",
         sample_rate=hparams.sample_rate,
+        usage=interface.usage,
         data=hparams.shards or hparams.train_csv or f"the {hparams.corpus} corpus",
-        wers=wers,
+        measured=measured,
         **{k: v for k, v in results.items() if k != "test"},
     )

@@ -37,12 +37,10 @@ class ExperimentBrain(sb.Brain):
     """SpeechBrain's Brain with the life of an experiment; a task adds its batch and its metric.
 
     A subclass computes the batch, sets ``_batch_ids`` before the loss, and measures validation.
-    Expects the keys of ``hparams/parts/asr.yaml`` on training as hyperparameters, ``model`` and
-    ``normalizer`` among the checkpointer's recoverables, and ``tokenizer`` and ``train_loggers``
-    as attributes.
+    Expects the keys of ``hparams/parts/asr.yaml`` on training as hyperparameters, ``model`` among
+    the checkpointer's recoverables, and ``train_loggers`` as an attribute.
     """
 
-    tokenizer = None
     train_loggers = ()
     train_seconds = 0.0
     metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`

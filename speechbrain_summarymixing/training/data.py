@@ -163,6 +163,9 @@ def waveform_of(source, *, sample_rate, whole_samples, augment=None, name=None):
     return pad_to_multiple(waveform, whole_samples)
 
 
+SPELLED = ("tokens", "tokens_bos", "tokens_eos")
+
+
 def spelled(wrd, tokenizer):
     """Returns the tokens of a transcript: alone, after the begin, and before the end."""
     # unknown, which validation and test may have, is also CTC's blank
@@ -174,31 +177,35 @@ def spelled(wrd, tokenizer):
     )
 
 
-def make_dataset(utterances, tokenizer, **reading):
-    """Makes the dataset that reads, augments and spells utterances.
+def make_dataset(utterances, provide_targets, target_names, **reading):
+    """Makes the dataset that reads and augments utterances, and tells what to learn of them.
 
     Arguments
     ---------
     utterances : list of Utterance
         From `corpora.manifest.read_manifest`.
-    tokenizer : sentencepiece.SentencePieceProcessor
+    provide_targets : callable
+        From an utterance's wrd to a tuple of targets, such as `spelled`.
+    target_names : sequence of str
+        Of these targets.
     **reading
         As for `waveform_of`.
 
     Returns
     -------
     DynamicItemDataset
-        With sig (T,), tokens, tokens_bos, tokens_eos and wrd.
+        With id, duration (seconds), sig (T,), wrd and the targets.
     """
 
-    def spelling(wrd):
-        yield from spelled(wrd, tokenizer)
+    def targets(wrd):
+        yield from provide_targets(wrd)
 
+    names = list(target_names)
     rows = {u.ID: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd} for u in utterances}
     dataset = DynamicItemDataset(rows)
     dataset.add_dynamic_item(partial(waveform_of, **reading), takes="wav", provides="sig")
-    dataset.add_dynamic_item(spelling, takes="wrd", provides=["tokens", "tokens_bos", "tokens_eos"])
-    dataset.set_output_keys(["id", "duration", "sig", "wrd", "tokens", "tokens_bos", "tokens_eos"])
+    dataset.add_dynamic_item(targets, takes="wrd", provides=names)
+    dataset.set_output_keys(["id", "duration", "sig", "wrd", *names])
     return dataset
 
 

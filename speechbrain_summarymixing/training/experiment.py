@@ -1,4 +1,4 @@
-"""The life of a speech recognition experiment, step by step; `run` is the whole of it."""
+"""The life of an experiment on speech, step by step; `run` is the whole of it."""
 
 import errno
 import json
@@ -6,55 +6,29 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import sentencepiece
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_summarymixing.corpora import an4, common_voice, librispeech, mini
-from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
 from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.files import write_atomically
-from speechbrain_summarymixing.inference.export import export
-from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
-from speechbrain_summarymixing.training import curves, data, metrics, shards
+from speechbrain_summarymixing.training import curves, data, shards
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
 from speechbrain_summarymixing.training.processes import (
     first_to_tell,
     join_processes,
     number_of_processes,
-    on_main,
 )
 from speechbrain_summarymixing.training.run_guard import check_output_folder
+from speechbrain_summarymixing.training.sets import limits, manifests, scanned_amount
 
 logger = get_logger(__name__)
-
-# From a corpus to its preparation and the splits it trains, validates and tests on.
-CORPORA = {
-    "mini": (mini.prepare, ["train"], ["dev"], ["test"]),
-    "an4": (an4.prepare, ["train"], ["valid"], ["test"]),
-    "librispeech": (
-        librispeech.prepare,
-        ["train-clean-100", "train-clean-360", "train-other-500"],
-        ["dev-clean"],
-        ["test-clean", "test-other"],
-    ),
-    "commonvoice": (common_voice.prepare, ["train"], ["dev"], ["test"]),
-}
-# Options of a corpus's preparation, from the hyperparameters.
-CORPUS_OPTIONS = {
-    "mini": {"train": "mini_train_utterances"},
-    "commonvoice": {"language": "language"},
-}
-
-SCANNED = "shards.json"  # in the output folder: what was found in the shards
 
 # What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
 FREE_SETTINGS = {
@@ -79,35 +53,33 @@ FREE_SETTINGS = {
 }
 
 
-def run(argv):
-    """Trains, tests and exports a recogniser, as a YAML file and options say.
+def run(argv, task=ASR):
+    """Trains, tests and exports a model, as a YAML file and options say.
 
     Arguments
     ---------
     argv : list of str
         A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
+    task : type
+        A `speech.SpeechTask`: what the model learns.
     """
     with errors_reported():
         hparams, run_opts = start(argv)
         train, valid, tests = manifests(hparams)
-        tokenizer = spelling(hparams, train, {**valid, **tests})
-        if hparams["lm_folder"] is not None:  # now, not after days of training
-            check_tokenizer(
-                hparams["lm_folder"], Path(hparams["output_folder"]) / "tokenizer.model"
-            )
-        brain = ASR(
+        targets = task.prepare(hparams, train, {**valid, **tests})
+        brain = task(
             modules=hparams["modules"],
             opt_class=hparams["optimizer"],
             hparams=hparams,
             run_opts=run_opts,
             checkpointer=hparams["checkpointer"],
         )
-        brain.tokenizer = tokenizer
+        brain.targets = targets
         brain.train_loggers = train_loggers(hparams)
         fit(brain, hparams, train, valid)
         results = test(brain, hparams, tests)
         if if_main_process():
-            export(brain.hparams, results)
+            brain.export(results)
 
 
 def run_tokenizer(argv):
@@ -210,170 +182,6 @@ def _is_plain(value):
     return isinstance(value, (str, int, float))
 
 
-def manifests(hparams):
-    """Prepares the corpus, or reads the CSV files, that the hyperparameters name.
-
-    Arguments
-    ---------
-    hparams : dict
-
-    Returns
-    -------
-    tuple of dict
-        Training, validation and test sets: from a set's name to its list of utterances.
-
-    Raises
-    ------
-    UserError
-        If the corpus is unknown, or only some of the three CSV files are given.
-    """
-    on_shards = hparams["shards"] is not None  # then there is no training set
-    parts = ("train", "valid", "test")
-    csvs = [hparams[f"{part}_csv"] for part in parts]
-    if on_shards and csvs[0]:
-        raise UserError(f"--shards and --train_csv {csvs[0]} are both given: give one of them")
-    root = hparams["data_folder"]
-    if any(csvs):
-        if not all(csvs[on_shards:]):
-            raise UserError(
-                f"--train_csv, --valid_csv and --test_csv are {', '.join(map(str, csvs))}: "
-                "give all three (with --shards the latter two), or none and a --corpus"
-            )
-        return tuple(
-            {Path(csv).stem: read_manifest(csv, data_root=root) for csv in names(value)}
-            for value in csvs
-        )
-    corpus = hparams["corpus"]
-    if corpus not in CORPORA:
-        raise UserError(
-            f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
-            "for another corpus give --train_csv, --valid_csv and --test_csv"
-        )
-    prepare, *defaults = CORPORA[corpus]
-    splits = [names(hparams[f"{part}_splits"]) or default for part, default in zip(parts, defaults)]
-    if on_shards:
-        splits[0] = []
-    options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
-    every = list(dict.fromkeys(name for part in splits for name in part))
-    paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
-    return tuple({name: read_manifest(paths[name]) for name in part} for part in splits)
-
-
-def names(value):
-    """Returns a list of names from a list or from text such as "dev-clean,dev-other"."""
-    if value is None:
-        return []
-    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    return [str(part).strip() for part in parts if str(part).strip()]
-
-
-def spelling(hparams, train, others):
-    """Checks all manifests in one report, and trains the tokenizer or takes a trained one.
-
-    Arguments
-    ---------
-    hparams : dict
-    train, others : dict
-        From a set's name to its list of utterances.
-
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
-
-    Raises
-    ------
-    UserError
-        If utterances cannot be used, or vocab_size does not fit the text or the tokenizer.
-    """
-    if hparams["shards"] is not None:
-        return shard_spelling(hparams, others)
-    texts = [utterance.wrd for rows in train.values() for utterance in rows]
-    path = Path(hparams["output_folder"]) / "tokenizer.model"
-    tokenizer = None
-    if hparams["tokenizer_folder"] is not None:
-        tokenizer = data.take_tokenizer(
-            hparams["tokenizer_folder"], path, vocab_size=hparams["vocab_size"]
-        )
-    warnings = on_main(
-        check_manifests,
-        {**train, **others},
-        **limits(hparams),
-        spell=data.unspellable(texts, tokenizer),
-        training_splits=tuple(train),
-    )
-    for warning in warnings:
-        logger.warning(warning)
-    if tokenizer is not None:
-        return tokenizer
-    options = {"vocab_size": hparams["vocab_size"], "token_type": hparams["token_type"]}
-    on_main(data.train_tokenizer, texts, path, **options)
-    return data.train_tokenizer(texts, path, **options)
-
-
-def shard_spelling(hparams, others):
-    """As `spelling`, where training is on shards, which are read for it once in a run's life.
-
-    Arguments
-    ---------
-    hparams : dict
-    others : dict
-        From each set that is not on shards to its list of utterances.
-
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
-
-    Raises
-    ------
-    UserError
-        As `spelling`.
-    """
-    folder = Path(hparams["output_folder"])
-    path, size = folder / "tokenizer.model", hparams["vocab_size"]
-    urls = shards.urls_of(hparams["shards"])
-
-    def train():
-        if scanned_amount(hparams) is None or not path.is_file():
-            texts, amount = shards.scan(urls, **limits(hparams))
-            data.train_tokenizer(texts, path, vocab_size=size, token_type=hparams["token_type"])
-            found = {"settings": scan_settings(hparams), "amount": asdict(amount)}
-            write_atomically(folder / SCANNED, json.dumps(found) + "\n")
-
-    if hparams["tokenizer_folder"] is not None:
-        tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
-    else:
-        on_main(train)
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    on_main(
-        check_manifests,
-        others,
-        **limits(hparams),
-        spell=data.unspellable([], tokenizer),
-        training_splits=(),
-    )
-    return tokenizer
-
-
-def scan_settings(hparams):
-    """What the scan of shards, and the tokenizer trained on it, depend on."""
-    return {key: str(hparams[key]) for key in ("shards", "vocab_size", "token_type")}
-
-
-def scanned_amount(hparams):
-    """Returns the `shards.Amount` that a scan has found and left in the output folder, or None."""
-    file = Path(hparams["output_folder"]) / SCANNED
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    fits = found["settings"] == scan_settings(hparams)
-    return shards.Amount(**found["amount"]) if fits else None
-
-
-def limits(hparams):
-    """Shortest and longest sensible duration, in seconds."""
-    return {key: hparams[key] for key in ("min_seconds", "max_seconds")}
-
-
 def train_loggers(hparams):
     """Returns SpeechBrain's text logger and, where hparams["tensorboard"], TensorBoard's.
 
@@ -444,10 +252,10 @@ def shard_loading(brain, hparams):
     options = shards.train_loader_options(
         urls, steps=steps, num_workers=hparams["num_workers"], processes=processes
     )
-    spell = data.unspellable([], brain.tokenizer)
+    spell = data.unspellable([], brain.targets)
     brain.shard_reader = shards.ShardReader(
         urls,
-        brain.tokenizer,
+        brain.targets,
         **batch_limits(hparams),
         num_buckets=hparams["num_buckets"],
         seed=hparams["seed"],
@@ -473,7 +281,8 @@ def make_dataset(brain, hparams, sets, augment=None):
     utterances = [utterance for rows in sets.values() for utterance in rows]
     return data.make_dataset(
         sorted(utterances, key=lambda u: u.duration),
-        brain.tokenizer,
+        brain.provide_targets,
+        brain.target_names,
         **reading(hparams),
         augment=augment,
     )
@@ -487,11 +296,11 @@ def eval_options(hparams, part):
 
 
 def test(brain, hparams, tests):
-    """Decodes the test sets; writes ``wer_<set>.txt`` and ``results.json``.
+    """Measures the test sets; writes their details and ``results.json``.
 
     Arguments
     ---------
-    brain : ASR
+    brain : SpeechTask
     hparams : dict
     tests : dict
         From a set's name to its list of utterances.
@@ -499,35 +308,22 @@ def test(brain, hparams, tests):
     Returns
     -------
     dict
-        What ``results.json`` holds: WER in percent of each set, its 95% bootstrap interval and
-        by utterance length; number of parameters; seconds of training.
+        What ``results.json`` holds: what the task measures on each set; number of parameters;
+        seconds of training.
     """
     folder = Path(hparams["output_folder"])
     results = {"test": {}}
-    if hparams["lm_folder"] is not None:
-        hparams["scorer"].add_language_model(
-            load_language_model(hparams["lm_folder"]),
-            hparams["lm_weight"],
-            hparams["lm_temperature"],
-        )
+    brain.before_tests()
     for name, rows in tests.items():
         brain.evaluate(
             make_dataset(brain, hparams, {name: rows}),
             test_loader_kwargs=eval_options(hparams, "test"),
         )
-        scores = brain.wer_stats.scores
-        results["test"][name] = {
-            "WER": metrics.word_error_rate(scores),
-            "WER_95": metrics.bootstrap_interval(scores),
-            "WER_by_seconds": metrics.word_error_rate_by_length(
-                scores, {row.ID: row.duration for row in rows}
-            ),
-            "utterances": len(scores),
-        }
+        scores = results["test"][name] = brain.scores(rows)
         if if_main_process():
-            with open(folder / f"wer_{name}.txt", "w", encoding="utf-8") as file:
-                brain.wer_stats.write_stats(file)
-            logger.info("%s: WER %.2f%%", name, results["test"][name]["WER"])
+            brain.write_details(name)
+            measured = (f"{key} {scores[key]:.2f}%" for key in scores if f"{key}_95" in scores)
+            logger.info("%s: %s", name, ", ".join(measured))
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())
     results["processes"] = number_of_processes()
     results["threads"] = torch.get_num_threads()

@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, Dataset
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
-from speechbrain_summarymixing.training import curves, experiment
+from speechbrain_summarymixing.training import curves, experiment, sets
 from speechbrain_summarymixing.training.brain import ExperimentBrain
 from speechbrain_summarymixing.training.processes import number_of_processes, on_main
 
@@ -50,8 +50,8 @@ def run(argv):
         hparams, run_opts = experiment.start(argv)
         if hparams["shards"] is not None:
             raise UserError("--shards is for recognisers: give --train_csv, and --lm_text for more")
-        train, valid, tests = experiment.manifests(hparams)
-        tokenizer = experiment.spelling(hparams, train, {**valid, **tests})
+        train, valid, tests = sets.manifests(hparams)
+        tokenizer = sets.spelling(hparams, train, {**valid, **tests})
         folder = Path(hparams["output_folder"])
         brain = LanguageModel(
             modules={"lm_model": hparams["lm_model"]},
@@ -60,40 +60,39 @@ def run(argv):
             run_opts=run_opts,
             checkpointer=hparams["checkpointer"],
         )
-        brain.tokenizer = tokenizer
         brain.train_loggers = experiment.train_loggers(hparams)
-        sets = {}
+        texts = {}
         for name, rows, files in (
-            ("train", train, experiment.names(hparams["lm_text"])),
+            ("train", train, sets.names(hparams["lm_text"])),
             ("valid", valid, []),
             ("test", tests, []),
         ):
             words = [u.wrd for part in rows.values() for u in part]
             path = folder / f"{name}.txt"
             on_main(write_sentences, path, words, files)
-            sets[name] = Sentences(path, tokenizer, max_tokens=hparams["max_tokens"])
-        logger.info("language model: %d sentences to train on", len(sets["train"]))
+            texts[name] = Sentences(path, tokenizer, max_tokens=hparams["max_tokens"])
+        logger.info("language model: %d sentences to train on", len(texts["train"]))
         options = {"collate_fn": PaddedBatch, "num_workers": hparams["num_workers"]}
         batches = ShuffledBatches(
-            ReproducibleRandomSampler(sets["train"], seed=hparams["seed"]),
+            ReproducibleRandomSampler(texts["train"], seed=hparams["seed"]),
             hparams["batch_sentences"],
             drop_last=False,
         )
         evaluation = {**options, "batch_size": hparams["batch_sentences"]}
         brain.fit(
             hparams["epoch_counter"],
-            sets["train"],
-            sets["valid"],
+            texts["train"],
+            texts["valid"],
             train_loader_kwargs={**options, "batch_sampler": batches},
             valid_loader_kwargs=evaluation,
         )
-        brain.evaluate(sets["test"], test_loader_kwargs=evaluation)
+        brain.evaluate(texts["test"], test_loader_kwargs=evaluation)
         if if_main_process():
             last = curves.read(folder)[-1]
             results = {
-                "test": {"perplexity": brain.validation_metric(), "sentences": len(sets["test"])},
+                "test": {"perplexity": brain.validation_metric(), "sentences": len(texts["test"])},
                 "parameters": sum(p.numel() for p in hparams["lm_model"].parameters()),
-                "train_sentences": len(sets["train"]),
+                "train_sentences": len(texts["train"]),
                 "train_seconds": float(last["train_seconds"]),
                 "optimizer_steps": int(last["steps"]),
                 "processes": number_of_processes(),

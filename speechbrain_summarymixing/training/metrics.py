@@ -1,4 +1,4 @@
-"""Word error rates with what is needed to judge them: intervals and lengths."""
+"""Error rates with what is needed to judge them: intervals and lengths."""
 
 import numpy
 
@@ -17,24 +17,50 @@ def word_error_rate(scores):
     return 100.0 * sum(score["num_edits"] for score in scores) / words if words else float("nan")
 
 
-def bootstrap_interval(scores, *, resamples=2000, seed=0):
+def word_error_interval(scores, **options):
     """95% bootstrap interval of the word error rate, over utterances.
 
     Arguments
     ---------
     scores : list of dict
         As in `word_error_rate`.
+    **options
+        As for `bootstrap_interval`.
+
+    Returns
+    -------
+    list of float
+        In percent.
+    """
+    counts = [(score["num_edits"], score["num_ref_tokens"]) for score in scores]
+    return bootstrap_interval(counts, percentage, **options)
+
+
+def percentage(counts):
+    """Returns 100 a / b of counts a, b (2, ...)."""
+    return 100.0 * counts[0] / counts[1]
+
+
+def bootstrap_interval(counts, measure, *, resamples=2000, seed=0):
+    """95% bootstrap interval of a measure of summed counts, over utterances.
+
+    Arguments
+    ---------
+    counts : list of tuple
+        (N, K), the counts of each utterance.
+    measure : callable
+        From summed counts, an array (K, resamples), to values (resamples,).
     resamples, seed : int
 
     Returns
     -------
     list of float
-        The 2.5th and 97.5th percentiles, in percent.
+        The 2.5th and 97.5th percentiles.
     """
-    counts = numpy.array([(s["num_edits"], s["num_ref_tokens"]) for s in scores], dtype=float)
+    counts = numpy.array(counts, dtype=float)
     picks = numpy.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-    edits, words = counts[picks].sum(axis=1).T
-    return [float(x) for x in numpy.percentile(100.0 * edits / words, (2.5, 97.5))]
+    values = measure(counts[picks].sum(axis=1).T)
+    return [float(x) for x in numpy.percentile(values, (2.5, 97.5))]
 
 
 def word_error_rate_by_length(scores, seconds, bounds=LENGTH_BOUNDS):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import soundfile
 import torch
@@ -5,7 +7,9 @@ import torch
 from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training.data import (
+    SPELLED,
     make_dataset,
+    spelled,
     train_loader_options,
     train_tokenizer,
     unspellable,
@@ -53,7 +57,8 @@ def utterances(tmp_path):
 
 def dataset(utterances, tmp_path, **options):
     tokenizer = train_tokenizer(TEXTS, tmp_path / "t" / "tokenizer.model", vocab_size=40)
-    return make_dataset(utterances, tokenizer, sample_rate=16000, whole_samples=640, **options)
+    spell = partial(spelled, tokenizer=tokenizer)
+    return make_dataset(utterances, spell, SPELLED, sample_rate=16000, whole_samples=640, **options)
 
 
 def test_dataset_pads_to_whole_frames_and_spells(utterances, tmp_path):

@@ -244,15 +244,15 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch, t
 
 
 def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
-    original = experiment.export
+    original = asr.export
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "model.ckpt")
 
-    monkeypatch.setattr(experiment, "export", full)
+    monkeypatch.setattr(asr, "export", full)
     with pytest.raises(SystemExit, match="no space left to write model.ckpt"):
         train()
-    monkeypatch.setattr(experiment, "export", original)
+    monkeypatch.setattr(asr, "export", original)
     folder = train()
     assert (folder / "pretrained" / "model.ckpt").is_file()
 

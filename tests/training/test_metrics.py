@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechbrain_summarymixing.training.metrics import (
-    bootstrap_interval,
+    word_error_interval,
     word_error_rate,
     word_error_rate_by_length,
 )
@@ -30,7 +30,7 @@ def test_classes_of_length_and_their_names():
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=30))
 def test_interval_holds_the_rate_of_equal_utterances_and_is_ordered(counts):
     scores = [score(str(i), *count) for i, count in enumerate(counts)]
-    low, high = bootstrap_interval(scores, resamples=50)
+    low, high = word_error_interval(scores, resamples=50)
     rates = [100 * e / w for e, w in counts]
     assert min(rates) - 1e-9 <= low <= high <= max(rates) + 1e-9
     if len(set(counts)) == 1:
@@ -38,7 +38,7 @@ def test_interval_holds_the_rate_of_equal_utterances_and_is_ordered(counts):
 
 
 def test_interval_narrows_with_the_number_of_utterances():
-    few = bootstrap_interval([score(str(i), i % 2, 1) for i in range(20)])
-    many = bootstrap_interval([score(str(i), i % 2, 1) for i in range(2000)])
+    few = word_error_interval([score(str(i), i % 2, 1) for i in range(20)])
+    many = word_error_interval([score(str(i), i % 2, 1) for i in range(2000)])
     assert many[1] - many[0] < (few[1] - few[0]) / 5
     assert many[0] < 50 < many[1]

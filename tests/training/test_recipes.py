@@ -11,7 +11,7 @@ from speechbrain.inference.ASR import EncoderDecoderASR
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.corpora.text import normalize_text
-from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training import experiment, sets
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams
 
@@ -63,9 +63,9 @@ def test_published_numbers_of_parameters(name, whole, encoder):
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
     hparams, run_opts = experiment.start(command(tmp_path, yaml=yaml, **options))
-    train, valid, tests = experiment.manifests(hparams)
+    train, valid, tests = sets.manifests(hparams)
     brain = ASR(hparams["modules"], hparams["optimizer"], hparams, run_opts)
-    brain.tokenizer = experiment.spelling(hparams, train, {**valid, **tests})
+    brain.targets = ASR.prepare(hparams, train, {**valid, **tests})
     dataset = experiment.make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
     batch = PaddedBatch([dataset[index] for index in range(3)])
     brain.steps_per_epoch = 1

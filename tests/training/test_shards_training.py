@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -25,6 +26,7 @@ from speechbrain_summarymixing.training import (
     data,
     experiment,
     language_model,
+    sets,
     shards,
 )
 
@@ -88,7 +90,8 @@ def loaded(dataset, workers=0):
 
 def test_an_utterance_is_the_same_as_from_csv(reader, noises, tokenizer):
     rows = read_manifest(noises / "train.csv")
-    dataset = data.make_dataset(rows, tokenizer[0], sample_rate=16000, whole_samples=640)
+    spell = partial(data.spelled, tokenizer=tokenizer[0])
+    dataset = data.make_dataset(rows, spell, data.SPELLED, sample_rate=16000, whole_samples=640)
     expected = {item["id"]: item for item in dataset}
     batches = loaded(reader().dataset(1))
     assert sorted(ids(batches)) == sorted(expected)
@@ -207,11 +210,11 @@ def test_a_corpus_prepares_no_training_part(monkeypatch, noises):
         prepared.extend(splits)
         return {"dev": noises / "valid.csv", "test": noises / "test.csv"}
 
-    monkeypatch.setitem(experiment.CORPORA, "own", (prepare, ["train"], ["dev"], ["test"]))
+    monkeypatch.setitem(sets.CORPORA, "own", (prepare, ["train"], ["dev"], ["test"]))
     names = [f"{part}_{kind}" for part in ("train", "valid", "test") for kind in ("csv", "splits")]
     hparams = {name: None for name in names}
     hparams.update(corpus="own", shards="x.tar", data_folder="", manifest_folder="")
-    train, valid, test = experiment.manifests(hparams)
+    train, valid, test = sets.manifests(hparams)
     assert prepared == ["dev", "test"]
     assert (len(train), len(valid["dev"]), len(test["test"])) == (0, 5, 6)
 
