@@ -3,7 +3,7 @@
 import io
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ruamel.yaml
@@ -53,7 +53,7 @@ LOADED_STRICTLY = """    custom_hooks:
         model: !name:speechbrain_summarymixing.inference.export.load_strictly
 """
 
-SEARCHING = f"""
+TRANSFORMER = f"""
 transformer_beam_search: True
 
 encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
@@ -68,7 +68,7 @@ modules:
 
 tokenizer: !new:sentencepiece.SentencePieceProcessor
 {PRETRAINER}        tokenizer: !ref <tokenizer>
-{LOADED_STRICTLY}"""
+"""
 
 RECOGNITION = Interface(
     title="speech recogniser",
@@ -84,13 +84,33 @@ RECOGNITION = Interface(
         "test_search",
         "model",
     ),
-    yaml=SEARCHING,
+    yaml=TRANSFORMER + LOADED_STRICTLY,
     usage="""    from speechbrain.inference.ASR import EncoderDecoderASR
     model = EncoderDecoderASR.from_hparams(source="path/to/this/folder")
     print(model.transcribe_file("speech.wav"))
 
 or `summarymixing transcribe path/to/this/folder speech.wav`.""",
     files={"tokenizer.ckpt": "tokenizer.model"},
+)
+
+# EndToEndSLU encodes by a recogniser that it loads: this one, from the same folder.
+UNDERSTANDING = replace(
+    RECOGNITION,
+    title="speech understanding model",
+    yaml=TRANSFORMER.replace(
+        "    decoder: !ref <test_search>\n",
+        "    decoder: !ref <test_search>\n"
+        "    beam_searcher: !ref <test_search>\n"
+        "    slu_enc: !new:torch.nn.Identity\n\n"
+        "asr_model_source: !new:speechbrain_summarymixing.inference.sources.OwnFolder\n",
+    )
+    + LOADED_STRICTLY
+    + "            own_folder: !ref <asr_model_source>\n",
+    usage="""    from speechbrain.inference.SLU import EndToEndSLU
+    model = EndToEndSLU.from_hparams(source="path/to/this/folder")
+    print(model.decode_file("speech.wav"))
+
+or `summarymixing understand path/to/this/folder speech.wav`.""",
 )
 
 LM_HOOK = """    custom_hooks:

@@ -1,5 +1,6 @@
 """Files of trained models, from a folder or from the hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -53,6 +54,26 @@ def find_file(source, name, *, option):
         ) from error
 
 
-def load_strictly(module, path):
-    """Loads a state dict; a missing or unknown key raises, where SpeechBrain only warns."""
+class OwnFolder(os.PathLike):
+    """The folder that an exported model was loaded from, wherever that is."""
+
+    path = None
+
+    def __fspath__(self):
+        """Returns the path, once `load_strictly` has found it."""
+        return str(self.path)
+
+
+def load_strictly(module, path, own_folder=None):
+    """Loads a state dict; a missing or unknown key raises, where SpeechBrain only warns.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+    path : str or Path
+    own_folder : OwnFolder or None
+        Comes to know the file's folder.
+    """
+    if own_folder is not None:
+        own_folder.path = Path(path).parent
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)

@@ -15,7 +15,7 @@ class JointScorer(ScorerBuilder):
     ctc_fc : torch.nn.Module
         From the encoder's output (B, T, D) to scores of tokens (B, T, V).
     ctc_weight : float
-        Of CTC's scores; the decoder's have one minus it.
+        Of CTC's scores; the decoder's have one minus it. 0: CTC is not asked.
     blank_index, eos_index : int
         Tokens of CTC's blank and of the end of sentence.
     language_model : torch.nn.Module or None
@@ -37,8 +37,11 @@ class JointScorer(ScorerBuilder):
         lm_weight=0.6,
         lm_temperature=1.0,
     ):
-        ctc = CTCScorer(ctc_fc=ctc_fc, blank_index=blank_index, eos_index=eos_index)
-        super().__init__(weights={"ctc": ctc_weight}, full_scorers=[ctc])
+        weights, scorers = {}, []
+        if ctc_weight > 0:
+            weights["ctc"] = ctc_weight
+            scorers.append(CTCScorer(ctc_fc=ctc_fc, blank_index=blank_index, eos_index=eos_index))
+        super().__init__(weights=weights, full_scorers=scorers)
         if language_model is not None:
             self.add_language_model(language_model, lm_weight, lm_temperature)
 

@@ -10,6 +10,7 @@ from speechbrain_summarymixing.inference.export import RECOGNITION, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
 from speechbrain_summarymixing.training import data, metrics, sets
 from speechbrain_summarymixing.training.speech import SpeechTask
+from speechbrain_summarymixing.training.transfer import load_encoder
 
 
 class ASR(SpeechTask):
@@ -22,16 +23,24 @@ class ASR(SpeechTask):
     metric = "WER"
     target_names = data.SPELLED
     interface = RECOGNITION
+    validates_by_ctc = True  # its best path is found at once, the decoder's token by token
 
     @classmethod
     def prepare(cls, hparams, train, others):
-        """Returns the tokenizer; see `sets.spelling`."""
-        tokenizer = sets.spelling(hparams, train, others)
+        """Returns the tokenizer; a trained encoder is loaded."""
+        tokenizer = cls.tokenizer(hparams, train, others)
+        if hparams["encoder_folder"] is not None:
+            load_encoder(hparams["model"], hparams["normalize"], hparams["encoder_folder"])
         if hparams["lm_folder"] is not None:  # now, not after days of training
             check_tokenizer(
                 hparams["lm_folder"], Path(hparams["output_folder"]) / "tokenizer.model"
             )
         return tokenizer
+
+    @classmethod
+    def tokenizer(cls, hparams, train, others):
+        """Returns the tokenizer; see `sets.spelling`."""
+        return sets.spelling(hparams, train, others)
 
     def provide_targets(self, wrd):
         """Returns a transcript's tokens; see `data.spelled`."""
@@ -55,35 +64,38 @@ class ASR(SpeechTask):
         encoded, decoded = self.modules.transformer(
             encoder_input, batch.tokens_bos.data, lengths, pad_idx=hparams.blank_index
         )
-        p_ctc = hparams.log_softmax(self.modules.ctc_lin(encoded))
+        p_ctc = None
+        if hparams.ctc_weight > 0:
+            p_ctc = hparams.log_softmax(self.modules.ctc_lin(encoded))
         p_seq = hparams.log_softmax(self.modules.seq_lin(decoded))
 
         hypotheses = None
         if stage == sb.Stage.VALID:
-            hypotheses = self.validation_hypotheses(encoded, p_ctc, lengths)
+            if p_ctc is not None and self.validates_by_ctc:
+                hypotheses = ctc_greedy_decode(p_ctc, lengths, blank_id=hparams.blank_index)
+            else:
+                hypotheses, _, _, _ = hparams.valid_search(encoded, lengths)
         elif stage == sb.Stage.TEST:
             hypotheses, _, _, _ = hparams.test_search(encoded.detach(), lengths)
         return p_ctc, p_seq, lengths, hypotheses
-
-    def validation_hypotheses(self, encoded, p_ctc, lengths):
-        """Returns the tokens of each utterance by CTC's best path."""
-        return ctc_greedy_decode(p_ctc, lengths, blank_id=self.hparams.blank_index)
 
     def compute_objectives(self, predictions, batch, stage):
         """Returns the weighted sum of the CTC and the attention loss."""
         p_ctc, p_seq, lengths, hypotheses = predictions
         tokens, tokens_lengths = batch.tokens
         tokens_eos, tokens_eos_lengths = batch.tokens_eos
-        loss_ctc = self.hparams.ctc_cost(p_ctc, tokens, lengths, tokens_lengths)
-        loss_seq = self.hparams.seq_cost(p_seq, tokens_eos, length=tokens_eos_lengths)
         if stage != sb.Stage.TRAIN:
-            self.measure(batch, [self.targets.decode(list(map(int, h))) for h in hypotheses])
-        weight = self.hparams.ctc_weight
-        return weight * loss_ctc + (1 - weight) * loss_seq
+            self.measure(batch, [list(map(int, hypothesis)) for hypothesis in hypotheses])
+        loss = self.hparams.seq_cost(p_seq, tokens_eos, length=tokens_eos_lengths)
+        if p_ctc is not None:
+            weight = self.hparams.ctc_weight
+            loss_ctc = self.hparams.ctc_cost(p_ctc, tokens, lengths, tokens_lengths)
+            loss = weight * loss_ctc + (1 - weight) * loss
+        return loss
 
-    def measure(self, batch, texts):
-        """Counts the word errors of what was heard in a batch."""
-        words = [text.split() for text in texts]
+    def measure(self, batch, hypotheses):
+        """Counts the word errors of what was heard in a batch, given its tokens."""
+        words = [self.targets.decode(hypothesis).split() for hypothesis in hypotheses]
         self.wer_stats.append(batch.id, words, [wrd.split() for wrd in batch.wrd])
 
     def before_tests(self):

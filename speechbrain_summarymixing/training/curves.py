@@ -5,7 +5,7 @@ import io
 
 from speechbrain_summarymixing.files import write_atomically
 
-LABELS = {"WER": "WER (greedy CTC), %", "perplexity": "perplexity"}
+LABELS = {"WER": "WER (greedy CTC), %", "perplexity": "perplexity", "TER": "token error rate, %"}
 
 
 def record(folder, row):

@@ -21,7 +21,7 @@ from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.training.processes import on_main
 
 
-def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
+def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=()):
     """Trains a sentencepiece tokenizer, or loads the one already trained on the same text.
 
     Arguments
@@ -34,6 +34,8 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
         Number of tokens, with unknown 0 (also the CTC blank), begin 1 and end 2.
     token_type : str
         "bpe", "unigram" or "char".
+    symbols : sequence of str
+        Text that is one token, wherever it stands.
 
     Returns
     -------
@@ -46,6 +48,8 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
     """
     path = Path(path)
     settings = {"vocab_size": vocab_size, "token_type": token_type, "texts": _digest(texts)}
+    if symbols:
+        settings["symbols"] = list(symbols)
     stamp = path.with_name(path.name + ".json")
     if not (path.is_file() and stamp.is_file() and json.loads(stamp.read_text()) == settings):
         model = io.BytesIO()
@@ -57,6 +61,7 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe"):
                 model_type=token_type,
                 character_coverage=1.0,
                 normalization_rule_name="identity",  # transcripts are spelled as they are
+                user_defined_symbols=list(symbols),
                 unk_id=0,
                 bos_id=1,
                 eos_id=2,

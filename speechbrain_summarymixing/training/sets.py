@@ -94,7 +94,7 @@ def names(value):
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def spelling(hparams, train, others):
+def spelling(hparams, train, others, symbols=()):
     """Checks all manifests in one report, and trains the tokenizer or takes a trained one.
 
     Arguments
@@ -102,6 +102,8 @@ def spelling(hparams, train, others):
     hparams : dict
     train, others : dict
         From a set's name to its list of utterances.
+    symbols : sequence of str
+        Text that is one token, in a tokenizer that is trained here.
 
     Returns
     -------
@@ -132,7 +134,11 @@ def spelling(hparams, train, others):
         logger.warning(warning)
     if tokenizer is not None:
         return tokenizer
-    options = {"vocab_size": hparams["vocab_size"], "token_type": hparams["token_type"]}
+    options = {
+        "vocab_size": hparams["vocab_size"],
+        "token_type": hparams["token_type"],
+        "symbols": symbols,
+    }
     on_main(data.train_tokenizer, texts, path, **options)
     return data.train_tokenizer(texts, path, **options)
 

@@ -1,0 +1,16 @@
+#!/usr/bin/env python3
+"""Trains, tests and exports a model that understands speech: intent and slots of spoken coffee orders.
+
+python train.py hparams/sumformer.yaml --data_folder DIR
+
+The steps are those of ``speechbrain_summarymixing.training.experiment.run``; the corpus is prepared
+by ``speechbrain_summarymixing.corpora.barista``.
+"""
+
+import sys
+
+from speechbrain_summarymixing.training.experiment import run
+from speechbrain_summarymixing.training.understanding import Understanding
+
+if __name__ == "__main__":
+    run(sys.argv[1:], Understanding)

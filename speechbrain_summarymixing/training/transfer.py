@@ -1,0 +1,63 @@
+"""A trained model's encoder, to begin another training with."""
+
+import torch
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_summarymixing.corpora.manifest import listed
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.sources import find_file
+
+logger = get_logger(__name__)
+
+OPTION = "--encoder_folder"
+ENCODER = ("0.", "1.encoder.", "1.custom_src_module.")  # of the list of front-end, transformer, …
+
+
+def load_encoder(model, normalize, source):
+    """Loads front-end, encoder and feature statistics, which are then kept; tells what is not.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleList
+        Front-end, transformer and heads, as in ``hparams/parts/asr.yaml``.
+    normalize : Normalization
+    source : str or Path
+        The folder, or hub name, of an exported model: model.ckpt and normalizer.ckpt.
+
+    Raises
+    ------
+    UserError
+        If a file is missing, or the encoder there is not of this size and kind.
+    """
+    file = find_file(source, "model.ckpt", option=OPTION)
+    theirs = torch.load(file, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    wanted = [key for key in own if key.startswith(ENCODER)]
+    unlike = [
+        f"{key}: {tuple(theirs[key].shape) if key in theirs else 'missing'}, "
+        f"but here {tuple(own[key].shape)}"
+        for key in wanted
+        if key not in theirs or theirs[key].shape != own[key].shape
+    ]
+    unlike += [
+        f"{key}: {tuple(value.shape)}, but here missing"
+        for key, value in theirs.items()
+        if key.startswith(ENCODER) and key not in own
+    ]
+    if unlike:
+        raise UserError(
+            listed(f"{OPTION} is {source}, whose encoder is another", unlike)
+            + "\ngive the encoder's options that it was trained with, see its hyperparams.yaml"
+        )
+    model.load_state_dict({key: theirs[key] for key in wanted}, strict=False)
+    normalize._load(find_file(source, "normalizer.ckpt", option=OPTION), end_of_epoch=False)
+    normalize.update_until_epoch = 0
+    left = sorted({".".join(key.split(".")[:2]) for key in theirs if key not in wanted})
+    logger.info(
+        "%s: %d of %d weights are the trained encoder's and its feature statistics are kept; the "
+        "others start anew (not taken: %s)",
+        source,
+        sum(own[key].numel() for key in wanted),
+        sum(value.numel() for value in own.values()),
+        ", ".join(left) or "none",
+    )

@@ -1,0 +1,78 @@
+"""Training of speech to semantics, without a transcript in between."""
+
+from pathlib import Path
+
+from speechbrain_summarymixing.corpora.manifest import listed
+from speechbrain_summarymixing.corpora.semantics import parse, structure
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.export import UNDERSTANDING
+from speechbrain_summarymixing.training import semantics_metrics, sets
+from speechbrain_summarymixing.training.asr import ASR
+
+
+class Understanding(ASR):
+    """SpeechBrain's Brain for an encoder and an attention decoder that writes semantics.
+
+    Its targets are the tokens of `Semantics.text`, which manifests have in the column wrd. Expects
+    the keys of ``hparams/parts/asr.yaml`` as hyperparameters.
+    """
+
+    metric = "TER"
+    validates_by_ctc = False
+    interface = UNDERSTANDING
+
+    @classmethod
+    def prepare(cls, hparams, train, others):
+        """Returns the tokenizer, for which what stands around labels and fillers is a token.
+
+        Arguments, and what is raised, are those of `SpeechTask.prepare`.
+        """
+        if hparams["shards"] is not None:
+            raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
+        rows = [(name, row) for name, part in {**train, **others}.items() for row in part]
+        names, bad = None, []
+        for name, row in rows:
+            try:
+                names = names or list(parse(row.wrd).labels)
+                parse(row.wrd, names)
+            except ValueError as error:
+                bad.append(f"{name}: {row.ID}: wrd {row.wrd!r} {error}")
+        if bad:
+            raise UserError(
+                listed(f"{len(bad)} of {len(rows)} utterances without semantics in wrd", bad)
+                + '\nwrite it as {"intent":"…","entities":[{"type":"…","filler":"…"}]}, with the '
+                "same labels in each"
+            )
+        return super().prepare(hparams, train, others)
+
+    @classmethod
+    def tokenizer(cls, hparams, train, others):
+        """Returns the tokenizer; see `sets.spelling`."""
+        names = next(list(parse(row.wrd).labels) for rows in train.values() for row in rows)
+        return sets.spelling(hparams, train, others, structure(names))
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts the stage's clock and counts."""
+        super().on_stage_start(stage, epoch)
+        self.understood = {}  # from an ID to the semantics, None where they are not valid
+
+    def measure(self, batch, hypotheses):
+        """Counts the token errors of a batch, and keeps what was understood."""
+        references = [self.targets.encode(wrd) for wrd in batch.wrd]
+        self.wer_stats.append(batch.id, hypotheses, references)
+        for key, wrd, hypothesis in zip(batch.id, batch.wrd, hypotheses):
+            try:
+                meaning = parse(self.targets.decode(hypothesis), parse(wrd).labels)
+            except ValueError:
+                meaning = None
+            self.understood[key] = meaning
+
+    def scores(self, rows):
+        """Returns accuracies and F1 of a test set with 95% intervals; see `summarize`."""
+        counts = [semantics_metrics.score(parse(row.wrd), self.understood[row.ID]) for row in rows]
+        return semantics_metrics.summarize(counts)
+
+    def write_details(self, name):
+        """Writes ``predictions_<set>.jsonl``, as SLURP's own scorer reads it."""
+        path = Path(self.hparams.output_folder) / f"predictions_{name}.jsonl"
+        semantics_metrics.write_predictions(path, self.understood)
