@@ -15,9 +15,15 @@ from speechbrain.utils.edit_distance import count_ops, op_table
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
-from speechbrain_summarymixing.training.metrics import bootstrap_interval
+from speechbrain_summarymixing.training.metrics import bootstrap_interval, percentage
 
 KINDS = ("TP", "FP", "FN")
+F_MEASURES = {  # of the sums of which counts
+    "SLU_F1": ("word", "char"),
+    "word_F1": ("word",),
+    "char_F1": ("char",),
+    "entity_F1": ("entity",),
+}
 INTENT = ("scenario", "action")  # together SLURP's intent
 
 
@@ -129,40 +135,40 @@ def summarize(rows, **options):
     UserError
         If the references have different labels.
     """
-    names = list(rows[0])
-    if others := [row for row in rows if row.keys() != rows[0].keys()]:
-        kinds = [[name for name in row if name.endswith("_accuracy")] for row in (rows[0], *others)]
-        raise UserError(
-            f"some meanings want {', '.join(kinds[0])}, others {', '.join(kinds[1])}: a manifest's "
-            "meanings must all have the same labels"
-        )
-    counts = [(*(row[name] for name in names), 1) for row in rows]
-    place = {name: index for index, name in enumerate(names)}
-
-    def share(name):
-        return lambda sums: 100.0 * sums[place[name]] / sums[-1]
-
-    def f_measure(*parts):
-        def of(sums):
-            right, extra, missed = (
-                sum(sums[place[f"{part}_{kind}"]] for part in parts) for kind in KINDS
+    accuracies = [name for name in rows[0] if name.endswith("_accuracy")]
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            others = [name for name in row if name.endswith("_accuracy")]
+            raise UserError(
+                f"some meanings want {', '.join(accuracies)}, others {', '.join(others)}: all "
+                "meanings must have the same labels"
             )
-            wanted = 2 * right + extra + missed
-            return 200.0 * right / (wanted + (wanted == 0))  # 0 without entities, as in SLURP
-
-        return of
-
-    measures = {name: share(name) for name in names if name.endswith("_accuracy")}
-    measures["SLU_F1"] = f_measure("word", "char")
-    for part in ("word", "char", "entity"):
-        measures[f"{part}_F1"] = f_measure(part)
-    measures["exact"] = share("exact")
-    sums = [sum(column) for column in zip(*counts)]
     summary = {}
-    for name, measure in measures.items():
-        summary[name] = float(measure(sums))
+
+    def add(name, counts, measure):
+        summary[name] = float(measure([sum(column) for column in zip(*counts)]))
         summary[f"{name}_95"] = bootstrap_interval(counts, measure, **options)
-    return {**summary, "invalid": sums[place["invalid"]], "utterances": len(rows)}
+
+    for name in accuracies:
+        add(name, [(row[name], 1) for row in rows], percentage)
+    for name, parts in F_MEASURES.items():
+        counts = [
+            tuple(sum(row[f"{part}_{kind}"] for part in parts) for kind in KINDS) for row in rows
+        ]
+        add(name, counts, f_measure)
+    add("exact", [(row["exact"], 1) for row in rows], percentage)
+    invalid = sum(row["invalid"] for row in rows)
+    return {**summary, "invalid": invalid, "utterances": len(rows)}
+
+
+def f_measure(counts):
+    """F1 in percent of true positives, false positives and false negatives (3, ...).
+
+    Where all are 0 it is 0, as in SLURP's scorer.
+    """
+    right, extra, missed = counts
+    wanted = 2 * right + extra + missed
+    return 200.0 * right / (wanted + (wanted == 0))
 
 
 def prediction_line(file, meaning):
