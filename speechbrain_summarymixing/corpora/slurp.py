@@ -152,11 +152,11 @@ def _speakers(path):
     try:
         lines = json.loads(path.read_text(encoding="utf-8")).values()
         return {
-            file: recording.get("usrid", "")
+            file: recording.get("usrid") or ""
             for line in lines
-            for file, recording in line["recordings"].items()
+            for file, recording in line.get("recordings", {}).items()
         }
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: is not SLURP's metadata (JSON that has, for each slurp_id, recordings with "
             "usrid): download the file again, or remove it"

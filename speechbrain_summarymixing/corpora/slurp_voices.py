@@ -11,6 +11,7 @@ No voice variant of train occurs in devel or in the tests, nor one of devel in t
     test         test.jsonl's lines: unseen sentences and voices
 
 With all_sentences, train has test.jsonl's lines too, and test, as test_voices, only unseen voices.
+What is measured on it cannot be compared with results on SLURP's own recordings.
 """
 
 import argparse
