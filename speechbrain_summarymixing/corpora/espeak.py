@@ -1,9 +1,9 @@
-"""Speech of the mini corpus: one process speaks one chunk of utterances into FLAC files.
+"""Speech of the corpora made here: one process speaks one chunk of utterances into FLAC files.
 
 espeak-ng seeds its breath and whisper by the clock unless told otherwise, and carries its echo from
 one utterance to the next. So each utterance is given a seed, and each chunk, of a fixed size, a
-fresh process: that repeats exactly. Started by `mini.build`: it reads a JSON list of utterances
-from its standard input, and imports no torch.
+fresh process: that repeats exactly. Started by `mini.make_corpus`: it reads a JSON list of
+utterances from its standard input, and imports no torch.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import soundfile
 SAMPLE_RATE = 16000  # Hz
 RATE, PITCH, RANGE = 1, 3, 4  # espeak's parameters: words a minute, 0..100, 0..100
 SYNCHRONOUS = 2
-SHORTEST, LONGEST = 1.0, 6.0  # seconds
+SHORTEST, LONGEST = 1.0, 6.0  # seconds, the latter unless an utterance tells its own
 
 
 class Espeak:
@@ -66,12 +66,13 @@ def utter(espeak, utterance):
     ---------
     espeak : Espeak
     utterance : dict
-        Of the plan: text, accent, variant and seed.
+        Of the plan: text, accent, variant, seed, and perhaps longest: seconds that it may last,
+        else `LONGEST`; it is spoken faster until it does.
 
     Returns
     -------
     numpy.ndarray
-        float32 samples (T,) at `SAMPLE_RATE`, 1 to 6 s.
+        float32 samples (T,) at `SAMPLE_RATE`, from `SHORTEST` to the longest.
     """
     random = numpy.random.default_rng(utterance["seed"])
     voice = {
@@ -81,11 +82,12 @@ def utter(espeak, utterance):
         "pitch_range": random.integers(30, 71),
         "seed": int(random.integers(1, 2**31)),
     }
+    longest = utterance.get("longest", LONGEST)
     rate = random.uniform(140, 200)
     before, after = random.uniform(0.05, 0.3, size=2)
     while True:
         speech = _trim(espeak.speak(utterance["text"], rate=rate, **voice))
-        if len(speech) / espeak.sample_rate + before + after <= LONGEST - 0.05:
+        if len(speech) / espeak.sample_rate + before + after <= longest - 0.05:
             break
         rate *= 1.2
     speech = scipy.signal.resample_poly(speech, SAMPLE_RATE, espeak.sample_rate)

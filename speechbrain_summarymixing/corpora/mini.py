@@ -41,7 +41,7 @@ def variants():
     """
     if importlib.util.find_spec("espeakng_loader") is None:
         raise UserError(
-            "the mini corpus is spoken by espeak-ng (GPL), which is not installed: "
+            "the corpora made here are spoken by espeak-ng (GPL), which is not installed: "
             'pip install "speechbrain-summarymixing[mini]", or in a checkout '
             "pip install -e '.[mini]'; or train on your own speech (--train_csv, --corpus)"
         )
@@ -49,6 +49,33 @@ def variants():
 
     folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
     return sorted(path.name for path in folder.iterdir() if " " not in path.name)
+
+
+def voices(seed):
+    """Deals espeak-ng's voices out to the splits: no variant of one occurs in another.
+
+    Arguments
+    ---------
+    seed : int
+
+    Returns
+    -------
+    dict
+        From each split to its (variant, accent) pairs, shuffled.
+
+    Raises
+    ------
+    UserError
+        If espeak-ng is missing.
+    """
+    names, dealt = variants(), {}
+    Random(seed).shuffle(names)
+    for split in SPLITS:
+        held = HELD_OUT.get(split, len(names) - sum(HELD_OUT.values()))
+        mine, names = names[:held], names[held:]
+        dealt[split] = [(variant, accent) for variant in mine for accent in ACCENTS]
+        Random(f"{seed} {split}").shuffle(dealt[split])
+    return dealt
 
 
 def plan(*, seed=1234, train=4000, dev=120, test=200):
@@ -74,24 +101,18 @@ def plan(*, seed=1234, train=4000, dev=120, test=200):
     for split, count in counts.items():
         if not isinstance(count, int) or not 1 <= count <= 100_000:
             raise UserError(f"mini corpus: {split} is {count}, but must be 1 to 100000 utterances")
-    names = variants()
-    Random(seed).shuffle(names)
     utterances = []
-    for number, split in enumerate(SPLITS):
-        held = HELD_OUT.get(split, len(names) - sum(HELD_OUT.values()))
-        mine, names = names[:held], names[held:]
-        voices = [(variant, accent) for variant in mine for accent in ACCENTS]
-        Random(f"{seed} {split}").shuffle(voices)
+    for number, (split, pairs) in enumerate(voices(seed).items()):
         for index in range(counts[split]):
-            voice = index % len(voices)
+            voice = index % len(pairs)
             speaker = 1000 * (number + 1) + voice
-            key = f"{speaker}-1-{index // len(voices):04d}"
+            key = f"{speaker}-1-{index // len(pairs):04d}"
             utterances.append(
                 {
                     "split": split,
                     "speaker": speaker,
-                    "variant": voices[voice][0],
-                    "accent": voices[voice][1],
+                    "variant": pairs[voice][0],
+                    "accent": pairs[voice][1],
                     "text": _draw(split, f"{seed} {split} {index}"),
                     "seed": [seed, number, index],
                     "file": f"{split}/{speaker}/1/{key}.flac",
@@ -131,31 +152,82 @@ def build(data_folder, *, seed=1234, train=4000, dev=120, test=200, workers=None
     UserError
         If espeak-ng is missing or fails, the folder holds something else, or the disk is full.
     """
-    folder = Path(data_folder)
     settings = {"version": VERSION, "seed": seed, "train": train, "dev": dev, "test": test}
-    if _is_whole(folder, settings):
+    return make_corpus(
+        data_folder,
+        settings,
+        lambda: plan(seed=seed, train=train, dev=dev, test=test),
+        _write_texts,
+        name="the mini corpus",
+        stamp=STAMP,
+        elsewhere="give another --data_folder, or name its corpus (--corpus)",
+        workers=workers,
+        progress=progress,
+    )
+
+
+def make_corpus(
+    folder, settings, plan, write_texts, *, name, stamp, elsewhere, workers=None, progress=True
+):
+    """Makes a corpus that espeak-ng speaks, whole or not at all, unless it is there and whole.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where it lies; a folder that holds anything else is refused.
+    settings : dict
+        What it is made from, of JSON's types: other settings make it anew.
+    plan : callable
+        Returns the utterances: dicts with text, accent, variant, seed and file, relative to the
+        folder, and perhaps longest (see `espeak.utter`).
+    write_texts : callable
+        Given a folder and the utterances, writes what goes beside the audio, and makes the
+        audio's folders.
+    name : str
+        What messages call the corpus.
+    stamp : str
+        File that tells, once the corpus is whole, what it is made from.
+    elsewhere : str
+        What to do where the folder holds something else.
+    workers, progress
+        As in `build`.
+
+    Returns
+    -------
+    Path
+        folder.
+
+    Raises
+    ------
+    UserError
+        As in `build`.
+    """
+    folder = Path(folder)
+    if _is_whole(folder, stamp, settings):
         return folder
-    if folder.exists() and not (folder / STAMP).is_file() and any(folder.iterdir()):
+    if folder.exists() and not (folder / stamp).is_file() and any(folder.iterdir()):
         raise UserError(
-            f"{folder} holds files that are not the mini corpus, and nothing is overwritten: "
-            "give another --data_folder, or name its corpus (--corpus)"
+            f"{folder} holds files that are not {name}, and nothing is overwritten: {elsewhere}"
         )
-    utterances = plan(seed=seed, train=train, dev=dev, test=test)
+    utterances = plan()
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write_texts(new, utterances)
-        _speak(new, utterances, workers, progress)
-        settings["espeak"] = importlib.metadata.version("espeakng-loader")
-        settings["bytes"] = {u["file"]: (new / u["file"]).stat().st_size for u in utterances}
-        (new / STAMP).write_text(json.dumps(settings, indent=0))
+        write_texts(new, utterances)
+        _speak(new, utterances, workers, progress, name)
+        made = {
+            **settings,
+            "espeak": importlib.metadata.version("espeakng-loader"),
+            "bytes": {u["file"]: (new / u["file"]).stat().st_size for u in utterances},
+        }
+        (new / stamp).write_text(json.dumps(made, indent=0))
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"no space left for the mini corpus in {folder.parent}: about "
-            f"{len(utterances) * 0.08:.0f} MB are needed; free some, or give another --data_folder"
+            f"no space left for {name} in {folder.parent}: about "
+            f"{len(utterances) * 0.08:.0f} MB are needed; free some, or take another disk"
         ) from error
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -190,12 +262,12 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, workers=None, progress=T
     )
 
 
-def _is_whole(folder, settings):
+def _is_whole(folder, stamp, settings):
     """Whether a folder holds a corpus of these settings with files of the recorded sizes."""
     try:
-        stamp = json.loads((folder / STAMP).read_text())
-        return all(stamp[key] == value for key, value in settings.items()) and all(
-            os.stat(folder / file).st_size == size for file, size in stamp["bytes"].items()
+        made = json.loads((folder / stamp).read_text())
+        return all(made[key] == value for key, value in settings.items()) and all(
+            os.stat(folder / file).st_size == size for file, size in made["bytes"].items()
         )
     except (OSError, ValueError, KeyError):
         return False
@@ -216,14 +288,12 @@ def _write_texts(folder, utterances):
     (folder / "SPEAKERS.TXT").write_text(text)
 
 
-def _speak(folder, utterances, workers, progress):
+def _speak(folder, utterances, workers, progress, name):
     """Speaks all utterances, each chunk in a fresh process."""
     chunks = [utterances[i : i + CHUNK] for i in range(0, len(utterances), CHUNK)]
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        tqdm(
-            total=len(utterances), unit="utt", desc="making the mini corpus", disable=not progress
-        ) as bar,
+        tqdm(total=len(utterances), unit="utt", desc=f"making {name}", disable=not progress) as bar,
     ):
         for count in pool.map(lambda chunk: _speak_chunk(folder, chunk), chunks):
             bar.update(count)

@@ -59,7 +59,8 @@ def bootstrap_interval(counts, measure, *, resamples=2000, seed=0):
     """
     counts = numpy.array(counts, dtype=float)
     picks = numpy.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-    values = measure(counts[picks].sum(axis=1).T)
+    # one resample at a time: all of them at once are gigabytes for a large test set
+    values = measure(numpy.stack([counts[pick].sum(axis=0) for pick in picks], axis=1))
     return [float(x) for x in numpy.percentile(values, (2.5, 97.5))]
 
 
