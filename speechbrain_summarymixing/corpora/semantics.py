@@ -58,7 +58,7 @@ def parse(text, names=None):
         If it is no JSON, or has other keys or values; it tells which.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise ValueError(f"is no JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get(ENTITIES), list):
@@ -77,6 +77,13 @@ def parse(text, names=None):
             raise ValueError(f"has an entity {entity!r} whose type or filler is no text")
         entities.append((entity["type"], entity["filler"]))
     return Semantics(labels, tuple(entities))
+
+
+def _without_repeats(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"has a key twice among {[key for key, _ in pairs]}")
+    return content
 
 
 def structure(names):

@@ -63,6 +63,8 @@ class OwnFolder(os.PathLike):
         """Returns the path, once `load_strictly` has found it."""
         return str(self.path)
 
+    __str__ = __fspath__  # SpeechBrain takes either
+
 
 def load_strictly(module, path, own_folder=None):
     """Loads a state dict; a missing or unknown key raises, where SpeechBrain only warns.

@@ -118,7 +118,7 @@ class ASR(SpeechTask):
             "utterances": len(scores),
         }
 
-    def write_details(self, name):
+    def write_details(self, name, rows):
         """Writes ``wer_<set>.txt``: the alignment of each utterance."""
         path = Path(self.hparams.output_folder) / f"wer_{name}.txt"
         with open(path, "w", encoding="utf-8") as file:

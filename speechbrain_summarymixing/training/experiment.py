@@ -321,7 +321,7 @@ def test(brain, hparams, tests):
         )
         scores = results["test"][name] = brain.scores(rows)
         if if_main_process():
-            brain.write_details(name)
+            brain.write_details(name, rows)
             measured = (f"{key} {scores[key]:.2f}%" for key in scores if f"{key}_95" in scores)
             logger.info("%s: %s", name, ", ".join(measured))
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())

@@ -7,7 +7,7 @@ from pathlib import Path
 import sentencepiece
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_summarymixing.corpora import an4, common_voice, librispeech, mini
+from speechbrain_summarymixing.corpora import an4, barista, common_voice, librispeech, mini, slurp
 from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
@@ -27,11 +27,14 @@ CORPORA = {
         ["test-clean", "test-other"],
     ),
     "commonvoice": (common_voice.prepare, ["train"], ["dev"], ["test"]),
+    "slurp": (slurp.prepare, ["train"], ["devel"], ["test"]),
+    "barista": (barista.prepare, ["train"], ["valid"], ["test"]),
 }
 # Options of a corpus's preparation, from the hyperparameters.
 CORPUS_OPTIONS = {
     "mini": {"train": "mini_train_utterances"},
     "commonvoice": {"language": "language"},
+    "barista": {"fold": "fold"},
 }
 
 SCANNED = "shards.json"  # in the output folder: what was found in the shards

@@ -46,8 +46,8 @@ class SpeechTask(ExperimentBrain):
         """
         raise NotImplementedError
 
-    def write_details(self, name):
-        """Writes what was measured on the test set ``name`` of each utterance."""
+    def write_details(self, name, rows):
+        """Writes what was measured of each utterance ``rows`` of the test set ``name``."""
         raise NotImplementedError
 
     def export(self, results):

@@ -72,7 +72,8 @@ class Understanding(ASR):
         counts = [semantics_metrics.score(parse(row.wrd), self.understood[row.ID]) for row in rows]
         return semantics_metrics.summarize(counts)
 
-    def write_details(self, name):
+    def write_details(self, name, rows):
         """Writes ``predictions_<set>.jsonl``, as SLURP's own scorer reads it."""
         path = Path(self.hparams.output_folder) / f"predictions_{name}.jsonl"
-        semantics_metrics.write_predictions(path, self.understood)
+        files = ((Path(row.wav).name, self.understood[row.ID]) for row in rows)
+        semantics_metrics.write_predictions(path, files)

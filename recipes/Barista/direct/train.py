@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains, tests and exports a model that understands speech: intent and slots of spoken coffee orders.
+"""Trains, tests and exports a model that understands spoken coffee orders.
 
 python train.py hparams/sumformer.yaml --data_folder DIR
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains, tests and exports a model that understands speech: semantics of SLURP.
+"""Trains, tests and exports a model from speech to SLURP's semantics.
 
 python train.py hparams/sumformer.yaml --data_folder DIR
 
