@@ -20,11 +20,15 @@ def main(argv=None):
         Arguments; None takes those of the process.
     """
     parser = argparse.ArgumentParser(
-        prog="summarymixing", description="Speech recognition with SummaryMixing"
+        prog="summarymixing", description="Speech recognition and understanding with SummaryMixing"
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_transcribe(commands)
+    _add_answering(commands, "transcribe", "print the words in audio files", "text")
+    _add_answering(commands, "understand", "print the semantics of audio files", "JSON")
+    _add_answering(
+        commands, "classify", "print the class of audio files", "class and its probability"
+    )
     _add_shard(commands)
     _add_benchmark(commands)
     arguments = parser.parse_args(argv)
@@ -37,12 +41,12 @@ def main(argv=None):
         return 130
 
 
-def _add_transcribe(commands):
+def _add_answering(commands, name, help_line, answer):
     parser = commands.add_parser(
-        "transcribe",
-        help="print the words in audio files",
+        name,
+        help=help_line,
         description="Prints a line for each file, in order. A file that cannot be read gets its "
-        "error on stderr, the others their text, and the exit status is 1.",
+        f"error on stderr, the others their {answer}, and the exit status is 1.",
     )
     parser.add_argument("model", help="folder of an exported model")
     parser.add_argument("files", nargs="+", metavar="file", help="wav, flac, mp3, ogg, sph")
@@ -52,24 +56,25 @@ def _add_transcribe(commands):
         "--batch-seconds", type=float, default=120.0, help="padded audio in one batch"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_transcribe)
+    parser.set_defaults(run=_answer)
 
 
-def _transcribe(arguments):
+def _answer(arguments):
     if not arguments.batch_seconds > 0:
         raise UserError(f"--batch-seconds is {arguments.batch_seconds}, but must be above 0")
     # torch takes seconds to import: only a command that needs it waits
     from tqdm import tqdm
 
-    from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
+    from speechbrain_summarymixing.inference import transcribe
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    model = load_model(arguments.model, arguments.device)
+    model = transcribe.load_model(arguments.model, arguments.device, command=arguments.command)
+    answers = getattr(transcribe, arguments.command)
     failed = 0
     with tqdm(
         total=len(arguments.files), unit="file", disable=True if arguments.no_progress else None
     ) as bar:
-        for result in transcribe(model, arguments.files, batch_seconds=arguments.batch_seconds):
+        for result in answers(model, arguments.files, batch_seconds=arguments.batch_seconds):
             failed += result.error is not None
             with bar.external_write_mode():
                 _print(result, arguments)
@@ -85,7 +90,7 @@ def _print(result, arguments):
         print(json.dumps(content, ensure_ascii=False), flush=True)
     elif result.error is None:
         many = len(arguments.files) > 1
-        print(f"{result.file}\t{result.text}" if many else result.text, flush=True)
+        print(f"{result.file}\t{result.line()}" if many else result.line(), flush=True)
 
 
 def _add_shard(commands):

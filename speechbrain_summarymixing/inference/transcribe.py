@@ -1,37 +1,80 @@
-"""Transcription of many files by an exported model."""
+"""What exported models make of many audio files: words, meanings or classes."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
+from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.data_utils import batch_pad_right
 
 from speechbrain_summarymixing.audio import audio_info, read_audio
+from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 
+# From a command to what its models' hyperparams.yaml alone has, their files, and their interface.
+# EndToEndSLU would hold an understanding model's weights twice: it decodes as a recogniser does.
+KINDS = {
+    "understand": ("\nasr_model_source:", "tokenizer.ckpt", EncoderDecoderASR),
+    "classify": ("\nlabel_encoder:", "label_encoder.ckpt", EncoderClassifier),
+    "transcribe": ("", "tokenizer.ckpt", EncoderDecoderASR),
+}
+
 
 @dataclass(frozen=True)
-class Transcript:
-    """What became of one file: its text, or why there is none.
+class Answer:
+    """What became of one file, or why there is nothing.
 
     Arguments
     ---------
     file : str
     seconds : float or None
         Duration of the audio.
-    text : str or None
     error : str or None
     """
 
     file: str
     seconds: float | None = None
-    text: str | None = None
     error: str | None = None
 
 
-def load_model(folder, device=None):
+@dataclass(frozen=True)
+class Transcript(Answer):
+    """What was said in a file, as ``text``."""
+
+    text: str | None = None
+
+    def line(self):
+        """Returns it as a line."""
+        return self.text
+
+
+@dataclass(frozen=True)
+class Meaning(Answer):
+    """What was meant in a file, as ``semantics``: labels and a list of entities."""
+
+    semantics: dict | None = None
+
+    def line(self):
+        """Returns it as a line of JSON."""
+        return json.dumps(self.semantics, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Class(Answer):
+    """The most probable class of a file, as ``label``, and its ``probability``."""
+
+    label: str | None = None
+    probability: float | None = None
+
+    def line(self):
+        """Returns it as a line: the label, a tab and the probability."""
+        return f"{self.label}\t{self.probability:.3f}"
+
+
+def load_model(folder, device=None, *, command="transcribe"):
     """Loads an exported model.
 
     Arguments
@@ -40,15 +83,18 @@ def load_model(folder, device=None):
         As `inference.export.export` writes it.
     device : str or None
         Such as "cuda"; None takes the GPU where there is one.
+    command : str
+        What it is for: "transcribe", "understand" or "classify".
 
     Returns
     -------
-    speechbrain.inference.ASR.EncoderDecoderASR
+    EncoderDecoderASR or EncoderClassifier
+        SpeechBrain's interface.
 
     Raises
     ------
     UserError
-        If the folder is not a model.
+        If the folder is not a model, or one for another command.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -56,17 +102,25 @@ def load_model(folder, device=None):
             f"{folder}: no such folder: give the folder 'pretrained' in the output folder of a "
             "training, or another exported model"
         )
-    for name in ("hyperparams.yaml", "model.ckpt", "normalizer.ckpt", "tokenizer.ckpt"):
+    file = folder / "hyperparams.yaml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    kind = next(name for name, (sign, _, _) in KINDS.items() if sign in text)
+    _, spelling, interface = KINDS[kind]
+    for name in ("hyperparams.yaml", "model.ckpt", "normalizer.ckpt", spelling):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder}: {name} is missing, so this is no exported model: give the folder "
                 "'pretrained' in the output folder of a training"
             )
+    if kind != command:
+        raise UserError(
+            f"{folder}: this model is not made to {command}: summarymixing {kind} uses it"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return EncoderDecoderASR.from_hparams(source=str(folder), run_opts={"device": device})
+    return interface.from_hparams(source=str(folder), run_opts={"device": device})
 
 
-def transcribe(model, files, *, batch_seconds=120.0, batch_files=16):
+def transcribe(model, files, **batches):
     """Transcribes files in batches; a bad file spoils no other.
 
     Arguments
@@ -75,6 +129,85 @@ def transcribe(model, files, *, batch_seconds=120.0, batch_files=16):
         From `load_model`.
     files : iterable of str or Path
         Audio of any format, rate and number of channels that libsndfile reads.
+    **batches
+        As for `in_batches`.
+
+    Yields
+    ------
+    Transcript
+        One for each file, in their order.
+    """
+
+    def answer(wavs, lengths):
+        words, _ = model.transcribe_batch(wavs, lengths)
+        return [{"text": text} for text in words]
+
+    for result in in_batches(model, files, answer, **batches):
+        yield Transcript(**result)
+
+
+def understand(model, files, **batches):
+    """Understands files in batches; a bad file spoils no other.
+
+    Arguments
+    ---------
+    model : EncoderDecoderASR
+        From `load_model` for "understand".
+    files, **batches
+        As for `transcribe`.
+
+    Yields
+    ------
+    Meaning
+        One for each file, in their order; where the model wrote no semantics, its error tells what.
+    """
+    for said in transcribe(model, files, **batches):
+        known = {"file": said.file, "seconds": said.seconds, "error": said.error}
+        if said.error is None:
+            try:
+                parse(said.text)
+                known["semantics"] = json.loads(said.text)
+            except ValueError as error:
+                known["error"] = f"{said.file}: the model's output {said.text!r} {error}"
+        yield Meaning(**known)
+
+
+def classify(model, files, **batches):
+    """Classifies files in batches; a bad file spoils no other.
+
+    Arguments
+    ---------
+    model : EncoderClassifier
+        From `load_model` for "classify".
+    files, **batches
+        As for `transcribe`.
+
+    Yields
+    ------
+    Class
+        One for each file, in their order.
+    """
+
+    def answer(wavs, lengths):
+        with torch.no_grad():
+            _, scores, _, labels = model.classify_batch(wavs, lengths)
+        probabilities = scores.exp().tolist()
+        return [{"label": a, "probability": b} for a, b in zip(labels, probabilities)]
+
+    for result in in_batches(model, files, answer, **batches):
+        yield Class(**result)
+
+
+def in_batches(model, files, answer, *, batch_seconds=120.0, batch_files=16):
+    """Reads files and asks a model about them in batches.
+
+    Arguments
+    ---------
+    model : Pretrained
+        From `load_model`.
+    files : iterable of str or Path
+    answer : callable
+        From waveforms (B, T) and relative lengths (B,) to a dict for each.
     batch_seconds : float
         Padded audio in one batch, at most, in seconds; a longer file is a batch alone.
     batch_files : int
@@ -82,19 +215,19 @@ def transcribe(model, files, *, batch_seconds=120.0, batch_files=16):
 
     Yields
     ------
-    Transcript
-        One for each file, in their order.
+    dict
+        With file, and seconds and the answer, or error; one for each file, in their order.
     """
     batch, longest = [], 0.0
     for file in map(str, files):
         seconds = _seconds(file)
         longest = max(longest, seconds)
         if batch and (longest * (len(batch) + 1) > batch_seconds or len(batch) == batch_files):
-            yield from _transcribe_batch(model, batch)
+            yield from _answer_batch(model, batch, answer)
             batch, longest = [], seconds
         batch.append(file)
     if batch:
-        yield from _transcribe_batch(model, batch)
+        yield from _answer_batch(model, batch, answer)
 
 
 def _seconds(file):
@@ -104,22 +237,21 @@ def _seconds(file):
         return 0.0  # reading it tells the error
 
 
-def _transcribe_batch(model, files):
-    """Yields the transcripts of files that are read and decoded together."""
+def _answer_batch(model, files, answer):
+    """Yields what is known of files that are read and answered together."""
     rate, waveforms, errors = model.hparams.sample_rate, {}, {}
     for file in files:
         try:
             waveforms[file] = read_audio(file, rate)
         except UserError as error:
             errors[file] = str(error)
-    texts = {}
+    answers = {}
     if waveforms:
         whole = model.hparams.compute_features.samples
-        wavs, lengths = batch_pad_right([pad_to_multiple(w, whole) for w in waveforms.values()])
-        words, _ = model.transcribe_batch(wavs, lengths)
-        texts = dict(zip(waveforms, words))
+        padded = batch_pad_right([pad_to_multiple(w, whole) for w in waveforms.values()])
+        answers = dict(zip(waveforms, answer(*padded)))
     for file in files:
         if file in errors:
-            yield Transcript(file, error=errors[file])
+            yield {"file": file, "error": errors[file]}
         else:
-            yield Transcript(file, waveforms[file].numel() / rate, texts[file])
+            yield {"file": file, "seconds": waveforms[file].numel() / rate, **answers[file]}

@@ -34,6 +34,11 @@ def test_text_and_back(meaning):
         ('{"intent":3,"entities":[]}', "has intent 3, which is no text"),
         ('{"intent":"order","entities":["tea"]}', "without type and filler alone"),
         ('{"intent":"order","entities":[{"type":"drink"}]}', "without type and filler alone"),
+        ('{"intent":"order","intent":"call","entities":[]}', "a key twice"),
+        (
+            '{"intent":"order","entities":[{"type":"drink","filler":"a","filler":"b"}]}',
+            "a key twice",
+        ),
         (
             '{"intent":"order","entities":[{"type":"drink","filler":"tea","span":1}]}',
             "without type and filler alone",

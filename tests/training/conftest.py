@@ -7,6 +7,8 @@ import numpy
 import pytest
 import soundfile
 
+from speechbrain_summarymixing.corpora.semantics import Semantics
+
 ROOT = Path(__file__).parents[2]
 
 WORDS = "ALARM BED CALL DOWN EIGHT FIVE HAPPY LIGHT MUSIC NINE OFF PLAY SET STOP UP YES".split()
@@ -60,6 +62,22 @@ def noises(tmp_path_factory):
                     "wrd": words,
                 }
             )
+        write_csv(folder / f"{split}.csv", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def meanings(noises, tmp_path_factory):
+    """As `noises`, with semantics in place of words."""
+    folder = tmp_path_factory.mktemp("meanings")
+    for split in ("train", "valid", "test"):
+        with open(noises / f"{split}.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            first, *others = row["wrd"].split()
+            labels = {"scenario": first.lower(), "action": "do" if others else "ask"}
+            entities = tuple(("thing" if len(o) > 4 else "part", o.lower()) for o in others)
+            row["wrd"] = Semantics(labels, entities).text()
         write_csv(folder / f"{split}.csv", rows)
     return folder
 

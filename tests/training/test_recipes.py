@@ -14,10 +14,12 @@ from speechbrain_summarymixing.corpora.text import normalize_text
 from speechbrain_summarymixing.training import experiment, sets
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams
+from speechbrain_summarymixing.training.understanding import Understanding
 
 ROOT = Path(__file__).parents[2]
 PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
 RECIPES = sorted(ROOT.glob("recipes/*/ASR/**/hparams/*.yaml"))
+UNDERSTANDING = sorted(ROOT.glob("recipes/*/direct/hparams/*.yaml"))
 LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
 
 
@@ -32,6 +34,7 @@ def millions(*modules):
 
 def test_there_are_recipes():
     assert len(PAPER_SIZE) >= 20 and len(RECIPES) >= len(PAPER_SIZE) + 2
+    assert len(UNDERSTANDING) >= 6
 
 
 @pytest.mark.parametrize("yaml", PAPER_SIZE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -62,10 +65,21 @@ def test_published_numbers_of_parameters(name, whole, encoder):
 @pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
-    hparams, run_opts = experiment.start(command(tmp_path, yaml=yaml, **options))
+    check_a_step_and_a_decode(ASR, command(tmp_path, yaml=yaml, **options))
+
+
+@pytest.mark.parametrize("yaml", UNDERSTANDING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_step_and_a_decode_of_semantics(yaml, command, meanings, tmp_path):
+    csvs = {f"{split}_csv": meanings / f"{split}.csv" for split in ("train", "valid", "test")}
+    arguments = command(tmp_path, yaml=yaml, vocab_size=60, **csvs)
+    check_a_step_and_a_decode(Understanding, arguments)
+
+
+def check_a_step_and_a_decode(task, arguments):
+    hparams, run_opts = experiment.start(arguments)
     train, valid, tests = sets.manifests(hparams)
-    brain = ASR(hparams["modules"], hparams["optimizer"], hparams, run_opts)
-    brain.targets = ASR.prepare(hparams, train, {**valid, **tests})
+    brain = task(hparams["modules"], hparams["optimizer"], hparams, run_opts)
+    brain.targets = task.prepare(hparams, train, {**valid, **tests})
     dataset = experiment.make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
     batch = PaddedBatch([dataset[index] for index in range(3)])
     brain.steps_per_epoch = 1

@@ -1,0 +1,152 @@
+"""Speech to semantics: training, measures, use, and trained encoders to begin with."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from speechbrain.inference.SLU import EndToEndSLU
+
+from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.corpora.manifest import read_manifest, write_manifest
+from speechbrain_summarymixing.corpora.semantics import parse
+from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.semantics_metrics import prediction_line
+from speechbrain_summarymixing.training.understanding import Understanding
+
+YAML = "recipes/SLURP/direct/hparams/sumformer.yaml"
+
+
+@pytest.fixture(scope="module")
+def train(command, meanings):
+    def train(folder, **options):
+        csvs = {f"{split}_csv": meanings / f"{split}.csv" for split in ("train", "valid", "test")}
+        options = {"vocab_size": 60, **csvs, **options}
+        experiment.run(command(folder, yaml=YAML, **options), Understanding)
+        return folder
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def by_heart(train, meanings, tmp_path_factory):
+    """The folder of a run that has learnt its test utterances by heart."""
+    folder = tmp_path_factory.mktemp("by heart")
+    rows = read_manifest(meanings / "test.csv")
+    write_manifest(
+        folder / "train.csv",
+        [replace(row, ID=f"{row.ID}-{again}") for row in rows for again in range(20)],
+    )
+    options = {"lr": 0.01, "warmup_steps": 10, "d_model": 32, "batch_seconds": 6, "dropout": 0}
+    options |= {
+        "speeds": "[100]",
+        "time_drops": 0,
+        "frequency_drops": 0,
+        "ctc_weight": 0,
+        "max_decode_ratio": 8,
+    }
+    train(folder / "out", train_csv=folder / "train.csv", number_of_epochs=3, **options)
+    return folder / "out"
+
+
+def test_what_is_learnt_is_measured_and_written_down(by_heart, meanings):
+    scores = json.loads((by_heart / "results.json").read_text())["test"]["test"]
+    rows = read_manifest(meanings / "test.csv")
+    lines = (by_heart / "predictions_test.jsonl").read_text().splitlines()
+    said = {line["file"]: line for line in map(json.loads, lines)}
+    assert set(said) == {f"{row.ID}.flac" for row in rows} and scores["utterances"] == len(rows)
+    right = sum(
+        said[f"{row.ID}.flac"]["scenario"] == parse(row.wrd).labels["scenario"] for row in rows
+    )
+    assert scores["scenario_accuracy"] == pytest.approx(100 * right / len(rows))
+    assert right >= 4 and scores["SLU_F1"] > 30
+    low, high = scores["scenario_accuracy_95"]
+    assert low <= scores["scenario_accuracy"] <= high
+    assert "scenario_accuracy on test" in (by_heart / "pretrained/README.md").read_text()
+    assert "TER" in (by_heart / "history.csv").read_text()
+
+
+def test_speechbrain_understands_by_the_export_wherever_it_lies(
+    by_heart, meanings, tmp_path, monkeypatch
+):
+    shutil.copytree(by_heart / "pretrained", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)  # SpeechBrain links the files that it reads into it
+    model = EndToEndSLU.from_hparams(source="moved", savedir="links")
+    lines = (by_heart / "predictions_test.jsonl").read_text().splitlines()
+    expected = {line["file"]: line for line in map(json.loads, lines)}
+    for row in read_manifest(meanings / "test.csv"):
+        file = f"{row.ID}.flac"
+        try:
+            meaning = parse(model.decode_file(row.wav))
+        except ValueError:
+            meaning = None
+        assert prediction_line(file, meaning) == expected[file]
+
+
+def test_the_command_understands_files(by_heart, meanings, capsys):
+    files = [row.wav for row in read_manifest(meanings / "test.csv")]
+    model = str(by_heart / "pretrained")
+    status = cli.main(["understand", "--json", "--device=cpu", model, *files, "missing.wav"])
+    captured = capsys.readouterr()
+    answers = [json.loads(line) for line in captured.out.splitlines()]
+    assert [answer["file"] for answer in answers] == [*files, "missing.wav"]
+    assert status == 1 and "missing.wav: no such file" in captured.err
+    assert all(("semantics" in answer) != ("error" in answer) for answer in answers)
+    assert any(answer.get("semantics", {}).get("scenario") for answer in answers)
+    assert cli.main(["transcribe", model, files[0]]) == 1
+    assert "summarymixing understand uses it" in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_semantics_is_counted_and_is_an_error(
+    train, meanings, tmp_path, capsys
+):
+    out = train(tmp_path / "out", number_of_epochs=1, optimizer_step_limit=1, lr=1e-6)
+    scores = json.loads((out / "results.json").read_text())["test"]["test"]
+    assert scores["invalid"] == scores["utterances"] == 6
+    assert scores["scenario_accuracy"] == scores["SLU_F1"] == scores["exact"] == 0
+    lines = (out / "predictions_test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["scenario"] for line in lines] == [""] * 6
+    assert (
+        cli.main(
+            ["understand", str(out / "pretrained"), read_manifest(meanings / "test.csv")[0].wav]
+        )
+        == 1
+    )
+    assert "the model's output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrd, reason",
+    [
+        ("TURN IT OFF", "is no JSON"),
+        ('{"intent":"x","entities":[]}', r"has the labels \['intent'\]"),
+    ],
+)
+def test_training_text_without_semantics_is_named(train, meanings, tmp_path, wrd, reason):
+    rows = read_manifest(meanings / "train.csv")
+    rows[3] = replace(rows[3], wrd=wrd)
+    write_manifest(tmp_path / "train.csv", rows)
+    with pytest.raises(SystemExit, match=f"1 of 35 utterances(.|\n)*train-3: wrd .*{reason}"):
+        train(tmp_path / "out", train_csv=tmp_path / "train.csv")
+
+
+def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, tmp_path):
+    same = {"front_end_channels": "[4, 4]", "csgu_linear_units": 16}
+    experiment.run(command(tmp_path / "asr", number_of_epochs=1))
+    asr = tmp_path / "asr/pretrained"
+    options = {"number_of_epochs": 1, "optimizer_step_limit": 1, "lr": 1e-9, **same}
+    out = train(tmp_path / "out", encoder_folder=asr, **options)
+    theirs, ours = (torch.load(f / "model.ckpt") for f in (asr, out / "pretrained"))
+    for key, value in theirs.items():
+        if key.startswith(("0.", "1.encoder.", "1.custom_src_module.")):
+            torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=0)
+    assert not ours["1.decoder.layers.0.norm1.norm.weight"].equal(torch.zeros(16))
+    statistics = [torch.load(f / "normalizer.ckpt") for f in (asr, out / "pretrained")]
+    assert statistics[0]["glob_mean"].equal(statistics[1]["glob_mean"])
+    log = (out / "log.txt").read_text()
+    assert "the trained encoder's" in log and "1.decoder" in log
+    with pytest.raises(SystemExit, match=r"whose encoder is another(.|\n)*1\.encoder\.layers"):
+        train(tmp_path / "wide", encoder_folder=asr, **{**options, "d_model": 32})
+    with pytest.raises(SystemExit, match="--encoder_folder is .*no such folder"):
+        train(tmp_path / "none", encoder_folder=tmp_path / "nowhere", **options)
