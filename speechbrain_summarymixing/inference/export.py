@@ -113,6 +113,38 @@ UNDERSTANDING = replace(
 or `summarymixing understand path/to/this/folder speech.wav`.""",
 )
 
+CLASSIFICATION = Interface(
+    title="classifier of speech",
+    kept=(
+        "sample_rate",
+        "compute_features",
+        "normalize",
+        "front_end",
+        "transformer",
+        "embedding_model",
+        "class_lin",
+        "log_softmax",
+        "classifier",
+        "model",
+    ),
+    yaml=f"""
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <normalize>
+    embedding_model: !ref <embedding_model>
+    classifier: !ref <classifier>
+
+label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
+{PRETRAINER}        label_encoder: !ref <label_encoder>
+{LOADED_STRICTLY}""",
+    usage="""    from speechbrain.inference.classifiers import EncoderClassifier
+    model = EncoderClassifier.from_hparams(source="path/to/this/folder")
+    print(model.classify_file("speech.wav"))
+
+or `summarymixing classify path/to/this/folder speech.wav`.""",
+    files={"label_encoder.ckpt": "label_encoder.txt"},
+)
+
 LM_HOOK = """    custom_hooks:
         lm: !name:speechbrain_summarymixing.inference.export.load_strictly
 """

@@ -60,9 +60,12 @@ class ASR(SpeechTask):
         """Returns CTC and decoder log-probabilities (B, T, V), (B, U, V) and hypotheses."""
         batch = batch.to(self.device)
         hparams = self.hparams
-        encoder_input, lengths = self.front_end(batch, stage)
+        features, lengths = self.features(batch, stage)
         encoded, decoded = self.modules.transformer(
-            encoder_input, batch.tokens_bos.data, lengths, pad_idx=hparams.blank_index
+            self.modules.front_end(features, lengths),
+            batch.tokens_bos.data,
+            lengths,
+            pad_idx=hparams.blank_index,
         )
         p_ctc = None
         if hparams.ctc_weight > 0:

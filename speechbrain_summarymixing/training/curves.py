@@ -5,7 +5,12 @@ import io
 
 from speechbrain_summarymixing.files import write_atomically
 
-LABELS = {"WER": "WER (greedy CTC), %", "perplexity": "perplexity", "TER": "token error rate, %"}
+LABELS = {
+    "WER": "WER (greedy CTC), %",
+    "perplexity": "perplexity",
+    "TER": "token error rate, %",
+    "error": "error rate, %",
+}
 
 
 def record(folder, row):

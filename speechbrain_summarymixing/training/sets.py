@@ -7,7 +7,15 @@ from pathlib import Path
 import sentencepiece
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_summarymixing.corpora import an4, barista, common_voice, librispeech, mini, slurp
+from speechbrain_summarymixing.corpora import (
+    an4,
+    barista,
+    common_voice,
+    librispeech,
+    mini,
+    slurp,
+    speech_commands,
+)
 from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
@@ -29,12 +37,14 @@ CORPORA = {
     "commonvoice": (common_voice.prepare, ["train"], ["dev"], ["test"]),
     "slurp": (slurp.prepare, ["train"], ["devel"], ["test"]),
     "barista": (barista.prepare, ["train"], ["valid"], ["test"]),
+    "speechcommands": (speech_commands.prepare, ["train"], ["valid"], ["test"]),
 }
 # Options of a corpus's preparation, from the hyperparameters.
 CORPUS_OPTIONS = {
     "mini": {"train": "mini_train_utterances"},
     "commonvoice": {"language": "language"},
     "barista": {"fold": "fold"},
+    "speechcommands": {"words": "words"},
 }
 
 SCANNED = "shards.json"  # in the output folder: what was found in the shards

@@ -8,8 +8,8 @@ from speechbrain_summarymixing.training.brain import ExperimentBrain
 class SpeechTask(ExperimentBrain):
     """SpeechBrain's Brain for an encoder of speech; a task adds its head, loss and measures.
 
-    `experiment.run` asks a task for what stands here. Expects the features, normalisation,
-    front-end and augmentation of ``hparams/parts/asr.yaml`` as hyperparameters.
+    `experiment.run` asks a task for what stands here. Expects the features, normalisation and
+    augmentation of ``hparams/parts/asr.yaml`` as hyperparameters.
     """
 
     targets = None  # what ``prepare`` returned
@@ -54,8 +54,8 @@ class SpeechTask(ExperimentBrain):
         """Writes the model to use, given what ``results.json`` holds."""
         raise NotImplementedError
 
-    def front_end(self, batch, stage):
-        """Returns the encoder's input (B, T, F, C) of a batch, and relative lengths (B,)."""
+    def features(self, batch, stage):
+        """Returns the normalised features (B, T, F) of a batch, and relative lengths (B,)."""
         self._batch_ids = batch.id
         wavs, lengths = batch.sig
         hparams = self.hparams
@@ -64,4 +64,4 @@ class SpeechTask(ExperimentBrain):
         features = self.modules.normalize(features, lengths, epoch=epoch)
         if stage == sb.Stage.TRAIN and hparams.feature_augment is not None:
             features, lengths = hparams.feature_augment(features, lengths)
-        return self.modules.front_end(features, lengths), lengths
+        return features, lengths

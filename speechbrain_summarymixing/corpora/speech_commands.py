@@ -1,0 +1,159 @@
+"""Google Speech Commands' layout: <word>/<speaker>_nohash_<n>.wav and two official lists.
+
+The class of an utterance is in the manifest's column wrd. With the ten commands there are twelve
+classes: these, unknown (any other word) and silence (stretches of the background noises).
+"""
+
+from pathlib import Path
+from random import Random
+
+import soundfile
+
+from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
+from speechbrain_summarymixing.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+UNKNOWN, SILENCE = "unknown", "silence"
+NOISES = "_background_noise_"
+SAMPLE_RATE = 16000  # Hz, of the corpus
+PARTS = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}  # of each noise
+
+
+def prepare(
+    data_folder,
+    save_folder,
+    *,
+    splits=SPLITS,
+    words="all",
+    seed=1234,
+    workers=None,
+    progress=True,
+):
+    """Makes the manifests of a set of words.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        Holds a folder for each word, validation_list.txt and testing_list.txt.
+    save_folder : str or Path
+        Where ``<split>.csv`` go, and the silences, which are written as audio of a second.
+    splits : sequence of str
+        Of train, valid and test.
+    words : str
+        "all" that have a folder (35 in the whole corpus), "commands" (the ten commands, unknown
+        and silence), or some, such as "yes,no". Of unknown and silence there are as many as of a
+        command on average, drawn by the seed.
+    seed : int
+    workers, progress
+        As in `manifest.probe`.
+
+    Returns
+    -------
+    dict
+        From each split to its manifest's path.
+
+    Raises
+    ------
+    UserError
+        If the folder is not the corpus, or a split, a word, a listed file or noises are missing.
+    """
+    folder, save_folder = Path(data_folder).absolute(), Path(save_folder).absolute()
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown:
+        raise UserError(f"Speech Commands has no split {', '.join(unknown)}: {', '.join(SPLITS)}")
+    spoken = _spoken(folder)
+    found = sorted({row[3] for rows in spoken.values() for row in rows})
+    commands = words == "commands"
+    chosen = (
+        found if words == "all" else COMMANDS if commands else [w.strip() for w in words.split(",")]
+    )
+    if missing := [word for word in chosen if word not in found]:
+        raise UserError(
+            f"{folder} has no folder {', '.join(missing)}, but {', '.join(found)}: "
+            "change --words or give the whole corpus as --data_folder"
+        )
+    noises = _noises(folder) if commands else []
+    manifests = {}
+    for split in splits:
+        rows = [row for row in spoken[split] if row[3] in chosen]
+        silences = []
+        if commands:
+            others = [row for row in spoken[split] if row[3] not in chosen]
+            share = round(len(rows) / len(COMMANDS))
+            drawn = Random(f"{seed} {split}").sample(others, min(share, len(others)))
+            rows += [(key, wav, speaker, UNKNOWN) for key, wav, speaker, _ in drawn]
+            silences = _silences(noises, split, share, seed)
+
+        def make(rows=rows, silences=silences, split=split):
+            quiet = _write_silences(save_folder / SILENCE / split, silences)
+            return probe(rows + quiet, workers=workers, progress=progress, description=split)
+
+        manifests[split] = remade(
+            save_folder / f"{split}.csv",
+            [*(row[1] for row in rows), *noises, *(folder / name for name in LISTS.values())],
+            make,
+            {"rows": [(key, word) for key, _, _, word in rows], "silences": silences},
+        )
+    return manifests
+
+
+def _spoken(folder):
+    """(ID, path, speaker, word) of the utterances of each split."""
+    places = {}
+    for split, name in LISTS.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(
+                f"{file}: no such file: give the folder of Speech Commands, which holds it and a "
+                "folder for each word, as --data_folder"
+            )
+        places |= dict.fromkeys(file.read_text(encoding="utf-8").split(), split)
+    rows = {split: [] for split in SPLITS}
+    for wav in sorted(folder.glob("[!_]*/*.wav")):
+        word, name = wav.parent.name, wav.name
+        speaker = wav.stem.partition("_nohash_")[0]
+        split = places.pop(f"{word}/{name}", "train")
+        rows[split].append((f"{word}-{wav.stem}", str(wav), speaker, word))
+    if places:
+        raise UserError(
+            listed(f"{folder}: {len(places)} files of its lists are missing", sorted(places))
+            + "\nunpack the corpus again, or take the lines out of the lists"
+        )
+    if empty := [split for split, part in rows.items() if not part]:
+        raise UserError(f"{folder}: no <word>/<name>.wav for {', '.join(empty)}: unpack it again")
+    return rows
+
+
+def _noises(folder):
+    noises = sorted(map(str, (folder / NOISES).glob("*.wav")))
+    if not noises:
+        raise UserError(
+            f"{folder / NOISES}: no .wav, of which silence is made: give the whole corpus, or "
+            "--words all"
+        )
+    return noises
+
+
+def _silences(noises, split, count, seed):
+    """(noise, place from 0 to 1 in the split's own part of it) of each silence."""
+    random = Random(f"{seed} {SILENCE} {split}")
+    return [(random.choice(noises), random.random()) for _ in range(count)]
+
+
+def _write_silences(folder, silences):
+    """Writes a second of noise for each silence, and returns its row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, read = [], {}
+    for index, (noise, place) in enumerate(silences):
+        if noise not in read:
+            read[noise] = read_audio(noise, SAMPLE_RATE)
+        waveform = read[noise]
+        first, last = (round(edge * len(waveform)) for edge in PARTS[folder.name])
+        start = first + round(place * max(0, last - SAMPLE_RATE - first))
+        wav = folder / f"{index:05d}.wav"
+        soundfile.write(wav, waveform[start : start + SAMPLE_RATE].numpy(), SAMPLE_RATE)
+        rows.append((f"{SILENCE}-{folder.name}-{index:05d}", str(wav), "", SILENCE))
+    return rows

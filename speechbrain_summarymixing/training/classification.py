@@ -1,0 +1,128 @@
+"""Training of classes of utterances, such as keywords."""
+
+import csv
+import io
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.encoder import CategoricalEncoder
+
+from speechbrain_summarymixing.corpora.manifest import check_manifests, listed
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.inference.export import CLASSIFICATION, export
+from speechbrain_summarymixing.training import metrics, sets
+from speechbrain_summarymixing.training.processes import on_main
+from speechbrain_summarymixing.training.speech import SpeechTask
+
+
+class Classification(SpeechTask):
+    """SpeechBrain's Brain for a pooled encoder and a classifier.
+
+    The class of an utterance is what its manifest has in the column wrd. Expects the keys of
+    ``hparams/parts/classification.yaml`` as hyperparameters.
+    """
+
+    metric = "error"
+    target_names = ("label",)
+
+    @classmethod
+    def prepare(cls, hparams, train, others):
+        """Returns the classes of the training sets, as SpeechBrain's `CategoricalEncoder`.
+
+        Arguments, and what is raised, are those of `SpeechTask.prepare`.
+        """
+        if hparams["shards"] is not None:
+            raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
+        labels = sorted({row.wrd for rows in train.values() for row in rows})
+        strange = [
+            f"{name}: {row.ID}: {row.wrd}"
+            for name, rows in others.items()
+            for row in rows
+            if row.wrd not in labels
+        ]
+        if strange:
+            raise UserError(
+                listed(f"{len(strange)} utterances of classes that training does not have", strange)
+                + f"\nits classes are {', '.join(labels)}: leave these utterances out"
+            )
+        warnings = on_main(
+            check_manifests,
+            {**train, **others},
+            **sets.limits(hparams),
+            training_splits=tuple(train),
+        )
+        for warning in warnings:
+            sets.logger.warning(warning)
+        if hparams["classes"] != len(labels):
+            raise UserError(
+                f"--classes is {hparams['classes']}, but the training set has {len(labels)}, "
+                f"{', '.join(labels[:40])}: give --classes {len(labels)}"
+            )
+        encoder = CategoricalEncoder()
+        encoder.update_from_iterable(labels)
+        encoder.expect_len(len(labels))
+        on_main(encoder.save, Path(hparams["output_folder"]) / "label_encoder.txt")
+        return encoder
+
+    def provide_targets(self, wrd):
+        """Returns the index (1,) of a class."""
+        return (torch.LongTensor([self.targets.encode_label(wrd)]),)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts the stage's clock and answers."""
+        super().on_stage_start(stage, epoch)
+        self.answers = {}  # from an ID to its class, the one found and its probability
+
+    def validation_metric(self):
+        """Returns the error rate in percent."""
+        right = [label == found for label, found, _ in self.answers.values()]
+        return 100.0 * (1 - sum(right) / len(right))
+
+    def compute_forward(self, batch, stage):
+        """Returns log-probabilities (B, C)."""
+        batch = batch.to(self.device)
+        embeddings = self.modules.embedding_model(*self.features(batch, stage))
+        return self.modules.classifier(embeddings).squeeze(1)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Returns the cross-entropy."""
+        labels = batch.label.data.squeeze(1)
+        if stage != sb.Stage.TRAIN:
+            scores, found = predictions.max(-1)
+            names = self.targets.decode_torch(found)
+            answers = zip(batch.wrd, names, scores.exp().tolist())
+            self.answers.update(zip(batch.id, answers))
+        smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
+        return torch.nn.functional.cross_entropy(
+            predictions.float(), labels, label_smoothing=smoothing
+        )
+
+    def scores(self, rows):
+        """Returns the accuracy of a test set, its 95% interval, and that of each class."""
+        right = {row.ID: int(row.wrd == self.answers[row.ID][1]) for row in rows}
+        classes = sorted({row.wrd for row in rows})
+        of_class = {name: [right[row.ID] for row in rows if row.wrd == name] for name in classes}
+        counts = [(value, 1) for value in right.values()]
+        return {
+            "accuracy": float(metrics.percentage([sum(column) for column in zip(*counts)])),
+            "accuracy_95": metrics.bootstrap_interval(counts, metrics.percentage),
+            "accuracy_by_class": {k: 100.0 * sum(v) / len(v) for k, v in of_class.items()},
+            "utterances": len(right),
+        }
+
+    def write_details(self, name, rows):
+        """Writes ``predictions_<set>.csv``: each utterance's class and the one found."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("ID", "class", "found", "probability"))
+        for row in rows:
+            label, found, probability = self.answers[row.ID]
+            writer.writerow((row.ID, label, found, f"{probability:.4f}"))
+        path = Path(self.hparams.output_folder) / f"predictions_{name}.csv"
+        write_atomically(path, text.getvalue())
+
+    def export(self, results):
+        """Writes the folder ``pretrained``, which SpeechBrain's `EncoderClassifier` loads."""
+        export(self.hparams, results, CLASSIFICATION)
