@@ -1,0 +1,134 @@
+"""Classes of utterances: training, measures and use."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.corpora.manifest import read_manifest, write_manifest
+from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.augment import RandomShift, WhiteNoise
+from speechbrain_summarymixing.training.classification import Classification
+
+YAML = "recipes/Google-speech-commands/hparams/sumformer.yaml"
+NOT_ITS_OWN = ("num_decoder_layers", "nhead", "vocab_size", "test_beam_size")
+
+
+@pytest.fixture(scope="module")
+def classes(noises, tmp_path_factory):
+    """As `noises`, whose class is whether they last longer than 0.9 s."""
+    folder = tmp_path_factory.mktemp("classes")
+    for split in ("train", "valid", "test"):
+        rows = read_manifest(noises / f"{split}.csv")
+        named = [replace(r, wrd="long" if r.duration > 0.9 else "short") for r in rows]
+        write_manifest(folder / f"{split}.csv", named)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(command, classes):
+    def arguments(folder, yaml=YAML, **options):
+        csvs = {f"{split}_csv": classes / f"{split}.csv" for split in ("train", "valid", "test")}
+        listed = command(folder, yaml=yaml, **{"classes": 2, **csvs, **options})
+        own = tuple(f"--{name}=" for name in NOT_ITS_OWN)
+        return [argument for argument in listed if not argument.startswith(own)]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def trained(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "out"
+    experiment.run(arguments(folder), Classification)
+    return folder
+
+
+def test_what_is_found_is_measured_and_written_down(trained):
+    with open(trained / "predictions_test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = json.loads((trained / "results.json").read_text())["test"]["test"]
+    right = [row["class"] == row["found"] for row in rows]
+    assert scores["utterances"] == len(rows) == 6
+    assert scores["accuracy"] == pytest.approx(100 * sum(right) / 6)
+    low, high = scores["accuracy_95"]
+    assert low <= scores["accuracy"] <= high
+    assert set(scores["accuracy_by_class"]) == {row["class"] for row in rows}
+    assert "accuracy on test" in (trained / "pretrained/README.md").read_text()
+
+
+def test_speechbrain_and_the_command_find_the_same(trained, classes, capsys):
+    with open(trained / "predictions_test.csv", newline="") as file:
+        expected = {row["ID"]: row for row in csv.DictReader(file)}
+    rows = read_manifest(classes / "test.csv")
+    model = EncoderClassifier.from_hparams(source=str(trained / "pretrained"))
+    for row in rows:
+        probabilities, score, _, labels = model.classify_batch(model.load_audio(row.wav))
+        assert labels == [expected[row.ID]["found"]]
+        torch.testing.assert_close(probabilities.exp().sum(), torch.tensor(1.0))
+        assert float(score.exp()) == pytest.approx(float(expected[row.ID]["probability"]), abs=1e-3)
+    capsys.readouterr()
+    files = [row.wav for row in rows]
+    folder = str(trained / "pretrained")
+    assert cli.main(["classify", "--json", "--device=cpu", folder, *files, "none.wav"]) == 1
+    answers = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert [a.get("label") for a in answers] == [expected[r.ID]["found"] for r in rows] + [None]
+    assert cli.main(["classify", "--device=cpu", folder, files[0]]) == 0
+    label, probability = capsys.readouterr().out.strip().split("\t")
+    assert label == answers[0]["label"] and 0.5 <= float(probability) <= 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sumformer", "conformer_summarymixing", "branchformer_attention", "conformer_attention"],
+)
+def test_every_system_learns_what_is_long(name, arguments, tmp_path):
+    yaml = f"recipes/Google-speech-commands/hparams/{name}.yaml"
+    quick = {"number_of_epochs": 4, "batch_seconds": 10, "lr": 0.02, "warmup_steps": 4}
+    plain = {"speeds": "[100]", "shift_seconds": 0, "dropout": 0}
+    experiment.run(arguments(tmp_path, yaml=yaml, **quick, **plain), Classification)
+    history = (tmp_path / "history.csv").read_text().splitlines()
+    losses = [float(row["train_loss"]) for row in csv.DictReader(history)]
+    assert losses[-1] < losses[0]
+
+
+def test_classes_that_do_not_fit(arguments, classes, tmp_path):
+    with pytest.raises(SystemExit, match="--classes is 35, but .* has 2, long, short: give"):
+        experiment.run(arguments(tmp_path / "out", classes=35), Classification)
+    rows = read_manifest(classes / "test.csv")
+    rows[2] = replace(rows[2], wrd="quiet")
+    write_manifest(tmp_path / "test.csv", rows)
+    other = arguments(tmp_path / "out", test_csv=tmp_path / "test.csv")
+    with pytest.raises(SystemExit, match="does not have(.|\n)*test-2: quiet(.|\n)*long, short"):
+        experiment.run(other, Classification)
+    with pytest.raises(SystemExit, match="--shards is for recognisers"):
+        experiment.run(
+            arguments(tmp_path / "out", shards="x.tar", train_csv="null"), Classification
+        )
+
+
+def test_a_shift_moves_samples_and_keeps_the_length():
+    torch.manual_seed(0)
+    waveform = torch.arange(1.0, 101.0).unsqueeze(0)
+    shift, places = RandomShift(0.02, sample_rate=1000), set()
+    for _ in range(200):
+        moved = shift(waveform)
+        assert moved.shape == waveform.shape
+        place = int((waveform[0] - moved[0])[moved[0] > 0].unique())  # all samples moved alike
+        assert (moved > 0).sum() == 100 - abs(place)
+        places.add(place)
+    assert min(places) == -20 and max(places) == 20
+    assert RandomShift(1.0, sample_rate=1000)(waveform).shape == waveform.shape
+
+
+def test_noise_has_the_power_that_was_asked_for():
+    torch.manual_seed(0)
+    speech = torch.sin(torch.arange(16000.0) * 0.1).unsqueeze(0)
+    noise = WhiteNoise(20.0, 20.0)(speech)
+    # SpeechBrain scales the speech down for the noise
+    gain = float((noise * speech).sum() / speech.square().sum())
+    ratio = (gain * speech).square().mean() / (noise - gain * speech).square().mean()
+    assert float(10 * ratio.log10()) == pytest.approx(20, abs=0.5)
