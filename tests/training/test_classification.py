@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from speechbrain_summarymixing.training.augment import RandomShift, WhiteNoise
 from speechbrain_summarymixing.training.classification import Classification
 
 YAML = "recipes/Google-speech-commands/hparams/sumformer.yaml"
+SYSTEMS = sorted(Path(__file__).parents[2].glob("recipes/Google-speech-commands/hparams/*.yaml"))
 NOT_ITS_OWN = ("num_decoder_layers", "nhead", "vocab_size", "test_beam_size")
 
 
@@ -45,6 +47,10 @@ def trained(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "out"
     experiment.run(arguments(folder), Classification)
     return folder
+
+
+def test_there_are_systems():
+    assert len(SYSTEMS) >= 4
 
 
 def test_what_is_found_is_measured_and_written_down(trained):
@@ -81,12 +87,8 @@ def test_speechbrain_and_the_command_find_the_same(trained, classes, capsys):
     assert label == answers[0]["label"] and 0.5 <= float(probability) <= 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["sumformer", "conformer_summarymixing", "branchformer_attention", "conformer_attention"],
-)
-def test_every_system_learns_what_is_long(name, arguments, tmp_path):
-    yaml = f"recipes/Google-speech-commands/hparams/{name}.yaml"
+@pytest.mark.parametrize("yaml", SYSTEMS, ids=lambda path: path.stem)
+def test_every_system_learns_what_is_long(yaml, arguments, tmp_path):
     quick = {"number_of_epochs": 4, "batch_seconds": 10, "lr": 0.02, "warmup_steps": 4}
     plain = {"speeds": "[100]", "shift_seconds": 0, "dropout": 0}
     experiment.run(arguments(tmp_path, yaml=yaml, **quick, **plain), Classification)
