@@ -1,10 +1,12 @@
 """What all tests share."""
 
+import functools
 import os
 from pathlib import Path
 
 import hypothesis
 import pytest
+import speechbrain.utils.logger
 import torch
 from speechbrain.utils.importutils import LazyModule
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +23,11 @@ def _file_is_not_worth_an_import(self, name):
 
 
 LazyModule.__getattr__ = _file_is_not_worth_an_import
+
+# each start of a training asks pip, which takes seconds, and nothing is installed in between
+speechbrain.utils.logger.get_environment_description = functools.cache(
+    speechbrain.utils.logger.get_environment_description
+)
 
 # how fast an example runs is a property of the machine
 hypothesis.settings.register_profile("without deadline", deadline=None)

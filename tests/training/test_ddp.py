@@ -18,6 +18,8 @@ DRIVER = textwrap.dedent(
     import json, os, signal, sys
     import torch
     torch.set_num_threads(1)
+    import speechbrain.utils.logger
+    speechbrain.utils.logger.get_environment_description = lambda: ""  # asks pip, for seconds
     from speechbrain_summarymixing.lobes import positions
     from speechbrain_summarymixing.training import asr, experiment
 

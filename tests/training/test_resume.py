@@ -16,6 +16,8 @@ DRIVER = textwrap.dedent(
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     torch.set_num_threads(1)
+    import speechbrain.utils.logger
+    speechbrain.utils.logger.get_environment_description = lambda: ""  # asks pip, for seconds
     from speechbrain_summarymixing.training import asr, checkpoints, experiment
 
     command, log, kills = json.loads(sys.argv[1])
