@@ -9,6 +9,7 @@ import torch
 from speechbrain.inference.SLU import EndToEndSLU
 
 from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.corpora import slurp, slurp_voices
 from speechbrain_summarymixing.corpora.manifest import read_manifest, write_manifest
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.training import experiment
@@ -150,3 +151,36 @@ def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, 
         train(tmp_path / "wide", encoder_folder=asr, **{**options, "d_model": 32})
     with pytest.raises(SystemExit, match="--encoder_folder is .*no such folder"):
         train(tmp_path / "none", encoder_folder=tmp_path / "nowhere", **options)
+
+
+def test_slurp_spoken_by_the_mini_corpus_voices_end_to_end(command, speech_data, tmp_path):
+    pytest.importorskip("espeakng_loader", reason="the voices need the extra [mini]")
+    texts = tmp_path / "published" / slurp.TEXTS
+    texts.mkdir(parents=True)
+    for split in ("devel", "test"):
+        lines = (speech_data / "slurp" / slurp.TEXTS / f"{split}.jsonl").read_text().splitlines()
+        (texts / f"{split}.jsonl").write_text("\n".join(lines[:6]) + "\n")
+    slurp_voices.build(tmp_path / "published", tmp_path / "spoken", recordings=1, progress=False)
+    options = {"data_folder": tmp_path / "spoken", "test_splits": "test,test_voices"}
+    results = run_two_steps(command, tmp_path / "out", YAML, vocab_size=90, **options)
+    assert {name: scores["utterances"] for name, scores in results["test"].items()} == {
+        "test": 6,
+        "test_voices": 6,
+    }
+
+
+def test_coffee_orders_end_to_end(command, speech_data, tmp_path):
+    yaml = "recipes/Barista/direct/hparams/sumformer.yaml"
+    options = {"data_folder": speech_data / "barista_slu", "fold": 4, "batch_seconds": 60}
+    results = run_two_steps(command, tmp_path / "out", yaml, vocab_size=70, **options)
+    assert results["test"]["test"]["utterances"] == 28
+    assert "intent_accuracy" in results["test"]["test"]
+
+
+def run_two_steps(command, folder, yaml, **options):
+    csvs = {f"{split}_csv": "null" for split in ("train", "valid", "test")}
+    options = {"number_of_epochs": 1, "optimizer_step_limit": 2, **csvs, **options}
+    options |= {"max_decode_ratio": 0.2}
+    experiment.run(command(folder, yaml=yaml, **options), Understanding)
+    assert (folder / "pretrained/model.ckpt").is_file()
+    return json.loads((folder / "results.json").read_text())
