@@ -81,6 +81,10 @@ class SteppingBeamSearcher(S2STransformerBeamSearcher):
     (2, torch.Size([2]))
     """
 
+    def change_max_decoding_length(self, min_decode_steps, max_decode_steps):
+        """Lets the shortest speech have a token; SpeechBrain's search fails without a step."""
+        return min_decode_steps, max(1, max_decode_steps)
+
     def forward_step(self, inp_tokens, memory, enc_states, enc_lens):
         """Scores the tokens that may follow.
 

@@ -1,6 +1,7 @@
 """Hyperparameter files: a short system file that includes the parts it shares with others."""
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,10 @@ def route_overrides(path, overrides):
     Raises
     ------
     UserError
-        If the file is missing or no file defines an option.
+        If the file is missing, no file defines an option, or one is given twice or is no YAML.
     """
     if isinstance(overrides, str):
-        overrides = ruamel.yaml.YAML(typ="safe").load(overrides) or {}
+        overrides = _options(overrides)
     tree = _read(Path(path))
     routed, unknown = {}, []
     for key, value in overrides.items():
@@ -52,6 +53,20 @@ def route_overrides(path, overrides):
         known = sorted(options_of(path))
         raise UserError("\n".join(_unknown(key, known, path) for key in unknown))
     return routed
+
+
+def _options(text):
+    try:
+        return ruamel.yaml.YAML(typ="safe").load(text) or {}
+    except ruamel.yaml.constructor.DuplicateKeyError as error:
+        keys = Counter(line.partition(":")[0] for line in text.splitlines())
+        twice = ", ".join(f"--{key}" for key, count in keys.items() if count > 1)
+        raise UserError(f"{twice or 'an option'} is given twice: give it once") from error
+    except ruamel.yaml.error.YAMLError as error:
+        raise UserError(
+            f"the options are no YAML ({' '.join(str(error).split())}): quote values with special "
+            "characters, such as --speeds '[95, 100]'"
+        ) from error
 
 
 def load_hyperparams(path, overrides=""):

@@ -154,3 +154,9 @@ def test_a_step_waits_for_no_host_and_makes_no_tensor_on_the_wrong_device():
     assert log_probs.shape == (6, VOCABULARY) and weights.shape == (6, 24)
     tensors = (log_probs, weights, *memory.sums[0], *memory.memories[0])
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
+
+
+def test_speech_that_is_too_short_for_a_token_gets_one_step():
+    parts = model()
+    hypotheses, _, scores, _ = search(SteppingBeamSearcher, parts, 3, max_decode_ratio=0.01)
+    assert hypotheses.size(-1) <= 1 and scores.isfinite().all()

@@ -79,3 +79,12 @@ area: [!ref <width>, !ref <height>, !ref <passed>]
     assert route_overrides(path, {"height": 5}) == {"middle": {"inner": {"height": 5}}}
     with pytest.raises(UserError, match="--heigth: no such option.*did you mean --height"):
         route_overrides(path, {"heigth": 5})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [("lr: 1\nwidth: 2\nlr: 2", "^--lr is given twice"), ("lr: [1", "options are no YAML")],
+)
+def test_options_that_cannot_be_read(system, options, message):
+    with pytest.raises(UserError, match=message):
+        load_hyperparams(system, options)
