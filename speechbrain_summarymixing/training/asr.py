@@ -6,6 +6,7 @@ import speechbrain as sb
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.export import RECOGNITION, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
 from speechbrain_summarymixing.training import data, metrics, sets
@@ -23,11 +24,16 @@ class ASR(SpeechTask):
     metric = "WER"
     target_names = data.SPELLED
     interface = RECOGNITION
-    validates_by_ctc = True  # its best path is found at once, the decoder's token by token
+    validates_by_ctc = True
 
     @classmethod
     def prepare(cls, hparams, train, others):
         """Returns the tokenizer; a trained encoder is loaded."""
+        if cls.validates_by_ctc and not 0 < hparams["ctc_weight"] <= 1:
+            raise UserError(
+                f"--ctc_weight is {hparams['ctc_weight']}, but must be above 0 and up to 1: "
+                "recognition is validated by the CTC head"
+            )
         tokenizer = cls.tokenizer(hparams, train, others)
         if hparams["encoder_folder"] is not None:
             load_encoder(hparams["model"], hparams["normalize"], hparams["encoder_folder"])
@@ -73,11 +79,8 @@ class ASR(SpeechTask):
         p_seq = hparams.log_softmax(self.modules.seq_lin(decoded))
 
         hypotheses = None
-        if stage == sb.Stage.VALID:
-            if p_ctc is not None and self.validates_by_ctc:
-                hypotheses = ctc_greedy_decode(p_ctc, lengths, blank_id=hparams.blank_index)
-            else:
-                hypotheses, _, _, _ = hparams.valid_search(encoded, lengths)
+        if stage == sb.Stage.VALID and self.validates_by_ctc:
+            hypotheses = ctc_greedy_decode(p_ctc, lengths, blank_id=hparams.blank_index)
         elif stage == sb.Stage.TEST:
             hypotheses, _, _, _ = hparams.test_search(encoded.detach(), lengths)
         return p_ctc, p_seq, lengths, hypotheses
@@ -87,7 +90,7 @@ class ASR(SpeechTask):
         p_ctc, p_seq, lengths, hypotheses = predictions
         tokens, tokens_lengths = batch.tokens
         tokens_eos, tokens_eos_lengths = batch.tokens_eos
-        if stage != sb.Stage.TRAIN:
+        if hypotheses is not None:
             self.measure(batch, [list(map(int, hypothesis)) for hypothesis in hypotheses])
         loss = self.hparams.seq_cost(p_seq, tokens_eos, length=tokens_eos_lengths)
         if p_ctc is not None:

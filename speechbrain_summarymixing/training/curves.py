@@ -8,7 +8,7 @@ from speechbrain_summarymixing.files import write_atomically
 LABELS = {
     "WER": "WER (greedy CTC), %",
     "perplexity": "perplexity",
-    "TER": "token error rate, %",
+    "TER": "tokens missed after the right ones, %",
     "error": "error rate, %",
 }
 

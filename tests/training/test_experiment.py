@@ -116,6 +116,8 @@ def test_other_settings_in_the_same_folder_are_refused(trained, command):
 def test_unknown_option_and_missing_csv(train, tmp_path):
     with pytest.raises(SystemExit, match="--learning_rate: no such option"):
         train(learning_rate=1)
+    with pytest.raises(SystemExit, match="--ctc_weight is 0, but must be above 0"):
+        train(ctc_weight=0)
     with pytest.raises(SystemExit, match="give all three"):
         train(valid_csv="null")
     with pytest.raises(SystemExit, match="absent.csv"):
