@@ -3,6 +3,7 @@ from functools import partial
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.frontend import MaskedConvolutionFrontEnd
@@ -51,3 +52,19 @@ def test_gradients_are_finite_where_an_utterance_has_one_frame():
     model = pooled_encoder().train()
     model(torch.randn(2, 12, 20), torch.tensor([1 / 3, 1.0])).square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_no_tensor_is_made_on_the_wrong_device():
+    with FakeTensorMode(), torch.device("cuda"):
+        embedding = pooled_encoder()(torch.randn(2, 80, 20), torch.ones(2))
+    assert embedding.device.type == "cuda" and embedding.shape == (2, 1, 32)
+
+
+def test_sums_under_autocast_are_float32():
+    model = pooled_encoder()
+    features = torch.randn(1, 8000, 20)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        frames = model.transformer.encode(model.front_end(features))[0].float()
+        embedding = model(features)[0, 0].float()
+    expected = torch.cat([frames.mean(0), (frames.var(0, correction=0) + 1e-5).sqrt()])
+    torch.testing.assert_close(embedding, expected, atol=0.02, rtol=0.01)
