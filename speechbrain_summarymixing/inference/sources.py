@@ -79,3 +79,9 @@ def load_strictly(module, path, own_folder=None):
     if own_folder is not None:
         own_folder.path = Path(path).parent
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+
+
+def load_labels(encoder, path):
+    """Loads the classes of a `CategoricalEncoder`, however many there are."""
+    encoder.load(path)
+    encoder.ignore_len()
