@@ -136,7 +136,8 @@ modules:
 
 label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
 {PRETRAINER}        label_encoder: !ref <label_encoder>
-{LOADED_STRICTLY}        label_encoder: !name:speechbrain_summarymixing.inference.sources.load_labels
+{LOADED_STRICTLY}        label_encoder:
+            !name:speechbrain_summarymixing.inference.sources.load_labels
 """,
     usage="""    from speechbrain.inference.classifiers import EncoderClassifier
     model = EncoderClassifier.from_hparams(source="path/to/this/folder")

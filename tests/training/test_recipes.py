@@ -19,6 +19,7 @@ from speechbrain_summarymixing.training.understanding import Understanding
 ROOT = Path(__file__).parents[2]
 PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
 RECIPES = sorted(ROOT.glob("recipes/*/ASR/**/hparams/*.yaml"))
+CLASSIFICATION = sorted(ROOT.glob("recipes/Google-speech-commands/hparams/*.yaml"))
 UNDERSTANDING = sorted(ROOT.glob("recipes/*/direct/hparams/*.yaml"))
 LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
 
@@ -49,6 +50,18 @@ def test_full_size(yaml):
     stride = hparams["transformer"].encoder.stride
     assert encoded.shape == (2, 40 // stride, hparams["d_model"])
     assert hparams["seq_lin"](decoded).shape == (2, 5, hparams["vocab_size"])
+
+
+@pytest.mark.parametrize(
+    "yaml", [*UNDERSTANDING, *CLASSIFICATION], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_full_size_of_understanding_and_keywords(yaml):
+    hparams = built(yaml)
+    low, high = (10, 40) if "SLURP" in str(yaml) else (0.3, 2)
+    assert low < millions(hparams["model"]) < high
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        encoded = hparams["transformer"].encode(torch.rand(2, 40, hparams["front_end_output"]))
+    assert encoded.shape == (2, 40, hparams["d_model"])
 
 
 @pytest.mark.parametrize(
