@@ -78,17 +78,19 @@ def test_published_numbers_of_parameters(name, whole, encoder):
 @pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
-    check_a_step_and_a_decode(ASR, command(tmp_path, yaml=yaml, **options))
+    brain, batch = after_a_step_and_a_decode(ASR, command(tmp_path, yaml=yaml, **options))
+    assert [score["key"] for score in brain.wer_stats.scores] == batch.id
 
 
 @pytest.mark.parametrize("yaml", UNDERSTANDING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_step_and_a_decode_of_semantics(yaml, command, meanings, tmp_path):
     csvs = {f"{split}_csv": meanings / f"{split}.csv" for split in ("train", "valid", "test")}
     arguments = command(tmp_path, yaml=yaml, vocab_size=60, **csvs)
-    check_a_step_and_a_decode(Understanding, arguments)
+    brain, batch = after_a_step_and_a_decode(Understanding, arguments)
+    assert list(brain.understood) == batch.id
 
 
-def check_a_step_and_a_decode(task, arguments):
+def after_a_step_and_a_decode(task, arguments):
     hparams, run_opts = experiment.start(arguments)
     train, valid, tests = sets.manifests(hparams)
     brain = task(hparams["modules"], hparams["optimizer"], hparams, run_opts)
@@ -108,7 +110,7 @@ def check_a_step_and_a_decode(task, arguments):
     brain.on_stage_start(sb.Stage.TEST, 1)
     brain.modules.eval()
     brain.evaluate_batch(batch, sb.Stage.TEST)
-    assert [score["key"] for score in brain.wer_stats.scores] == batch.id
+    return brain, batch
 
 
 def test_common_voice_in_persian(command, tmp_path, speech_data):
