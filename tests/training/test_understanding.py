@@ -2,8 +2,10 @@
 
 import csv
 import json
+import runpy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +13,21 @@ from speechbrain.inference.SLU import EndToEndSLU
 
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.corpora import slurp, slurp_voices
-from speechbrain_summarymixing.corpora.manifest import read_manifest, write_manifest
+from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest, write_manifest
 from speechbrain_summarymixing.corpora.semantics import parse
+from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training import experiment
-from speechbrain_summarymixing.training.semantics_metrics import prediction_line
+from speechbrain_summarymixing.training.semantics_metrics import (
+    prediction_line,
+    score,
+    summarize,
+    write_predictions,
+)
 from speechbrain_summarymixing.training.understanding import Understanding
 
 YAML = "recipes/SLURP/direct/hparams/sumformer.yaml"
+ORDER = '{"intent":"order","entities":[{"type":"drink","filler":"iced tea"}]}'
+pool = runpy.run_path(Path(__file__).parents[2] / "recipes/Barista/direct/pool.py")["pool"]
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +187,30 @@ def test_coffee_orders_end_to_end(command, speech_data, tmp_path):
     results = run_two_steps(command, tmp_path / "out", yaml, vocab_size=70, **options)
     assert results["test"]["test"]["utterances"] == 28
     assert "intent_accuracy" in results["test"]["test"]
+    assert pool([tmp_path / "out"]) == results["test"]["test"]
+
+
+def test_folds_are_measured_together(tmp_path):
+    right, wrong = parse(ORDER), parse(ORDER.replace("tea", "milk"))
+    counts = []
+    for fold, meanings in enumerate([(right, wrong), (None,)]):
+        folder = tmp_path / str(fold)
+        files = [f"{fold}-{n}.flac" for n in range(len(meanings))]
+        rows = [Utterance(Path(file).stem, 1.0, f"audio/{file}", "", ORDER) for file in files]
+        (folder / "manifests").mkdir(parents=True)
+        write_manifest(folder / "manifests/test.csv", rows)
+        write_predictions(folder / "predictions_test.jsonl", zip(files, meanings))
+        counts += [score(right, meaning) for meaning in meanings]
+    pooled = pool([tmp_path / "0", tmp_path / "1"])
+    assert pooled == summarize(counts)
+    assert (pooled["exact"], pooled["invalid"]) == (pytest.approx(100 / 3), 1)
+    for folders, message in (
+        ([], "no folder"),
+        ([tmp_path / "0", tmp_path / "0"], "0-0 was tested in .*0 and in"),
+        ([tmp_path / "2"], "predictions_test.jsonl is missing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pool(folders)
 
 
 def run_two_steps(command, folder, yaml, **options):
