@@ -11,13 +11,21 @@ import os
 import random
 import shutil
 import tarfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
+from speechbrain.dataio.dataloader import WDS_AVAILABLE
 from tqdm import tqdm
 
 from speechbrain_summarymixing.audio import audio_info
 from speechbrain_summarymixing.corpora.manifest import check_manifests, listed, read_manifest
 from speechbrain_summarymixing.errors import UserError
+
+if WDS_AVAILABLE:
+    import webdataset
+    from webdataset.shardlists import expand_urls
+    from webdataset.tariterators import group_by_keys
 
 SHUFFLING = 0  # seed: manifests are sorted by speaker, training wants them mixed
 
@@ -142,3 +150,140 @@ def _add(tar, utterance):
         entry = tarfile.TarInfo(f"{utterance.ID}.{name}")  # no owner, no time
         entry.size = len(content)
         tar.addfile(entry, io.BytesIO(content))
+
+
+@dataclass(frozen=True)
+class ShardUtterance:
+    """An utterance as it lies in a shard.
+
+    Arguments
+    ---------
+    ID : str
+    shard : str
+        URL of the shard.
+    duration : float
+        In seconds.
+    wrd : str
+        Transcript.
+    audio : bytes
+        The content of an audio file.
+    """
+
+    ID: str
+    shard: str
+    duration: float
+    wrd: str
+    audio: bytes
+
+    def __str__(self):
+        return f"{self.ID} in {self.shard}"
+
+
+def urls_of(pattern):
+    """Returns the shards that a pattern names.
+
+    Arguments
+    ---------
+    pattern : str
+        As webdataset takes it: paths, URLs or ``pipe:`` commands with ``{000000..000011}``, more
+        than one with ``::`` between them.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    UserError
+        If webdataset is not installed, or a shard is named twice.
+    """
+    if not WDS_AVAILABLE:
+        raise UserError(
+            "--shards needs webdataset and importlib_metadata, which are not both installed: "
+            'pip install "speechbrain-summarymixing[shards]"'
+        )
+    urls = expand_urls(str(pattern))
+    if len(set(urls)) < len(urls):
+        raise UserError(f"--shards is {pattern}, which names a shard twice: name each once")
+    return urls
+
+
+def read_shard(url, *, audio=True):
+    """Reads the utterances of a shard in their order.
+
+    Arguments
+    ---------
+    url : str
+        As webdataset opens it.
+    audio : bool
+        False skips the audio.
+
+    Yields
+    ------
+    ShardUtterance
+
+    Raises
+    ------
+    UserError
+        If the shard cannot be opened, is damaged or cut short, or an utterance lacks a part.
+    """
+    try:
+        stream = webdataset.gopen(url)
+        try:
+            for sample in group_by_keys(_entries(stream, url, audio)):
+                yield _utterance(sample)
+        except tarfile.TarError:
+            _finish(stream)  # a pipe's command tells more
+            raise
+        _finish(stream)
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{url}: cannot be read as a shard ({reason}): give its path or URL, or write it anew "
+            "with summarymixing shard"
+        ) from error
+
+
+def _finish(stream):
+    while stream.read(1 << 16):  # a pipe's command must not lack its reader
+        pass
+    stream.close()
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (
+            tarfile.InvalidHeaderError,
+            tarfile.TruncatedHeaderError,
+            tarfile.EmptyHeaderError,
+        ) as error:  # after the first entry tarfile takes these for the end
+            raise tarfile.ReadError(f"damaged or cut short: {error}") from error
+
+
+def _entries(stream, url, audio):
+    seekable = getattr(stream, "seekable", bool)()
+    with tarfile.open(
+        fileobj=stream, mode="r:*" if seekable else "r|*", tarinfo=_StrictTarInfo
+    ) as tar:
+        for entry in tar:
+            if entry.isfile():
+                wanted = audio or entry.name.endswith(".json")
+                content = tar.extractfile(entry).read() if wanted else b""
+                yield {"fname": entry.name, "data": content, "__url__": url}
+
+
+def _utterance(sample):
+    key, url = sample["__key__"], sample["__url__"]
+    kinds = sorted(kind for kind in sample if not kind.startswith("__"))
+    try:
+        facts = json.loads(sample["json"])
+        [audio] = (sample[kind] for kind in kinds if kind != "json")
+        return ShardUtterance(key, url, float(facts["duration"]), str(facts["wrd"]), audio)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{key} in {url}: is {', '.join(kinds)}, but must be an audio file and a JSON with "
+            "duration and wrd: write the shard anew with summarymixing shard"
+        ) from error

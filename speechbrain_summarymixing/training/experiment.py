@@ -15,6 +15,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
+from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.training import curves, data, shards
@@ -88,7 +89,7 @@ def run_tokenizer(argv):
         path, _, overrides = sb.parse_arguments(argv)
         hparams = load_hyperparams(path, overrides)
         if hparams["shards"] is not None:
-            texts, _ = shards.scan(shards.urls_of(hparams["shards"]), **limits(hparams))
+            texts, _ = shards.scan(urls_of(hparams["shards"]), **limits(hparams))
         else:
             train, _, _ = manifests(hparams)
             texts = [utterance.wrd for rows in train.values() for utterance in rows]
@@ -237,7 +238,7 @@ def shard_loading(brain, hparams):
     UserError
         If the length of an epoch is not known, or there are too few shards.
     """
-    urls, processes = shards.urls_of(hparams["shards"]), number_of_processes()
+    urls, processes = urls_of(hparams["shards"]), number_of_processes()
     steps = hparams["shard_epoch_steps"]
     if steps is None:
         amount = scanned_amount(hparams) or shards.amount_beside(urls)

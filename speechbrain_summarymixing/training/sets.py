@@ -17,6 +17,7 @@ from speechbrain_summarymixing.corpora import (
     speech_commands,
 )
 from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
+from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.training import data, shards
@@ -176,7 +177,7 @@ def shard_spelling(hparams, others):
     """
     folder = Path(hparams["output_folder"])
     path, size = folder / "tokenizer.model", hparams["vocab_size"]
-    urls = shards.urls_of(hparams["shards"])
+    urls = urls_of(hparams["shards"])
 
     def train():
         if scanned_amount(hparams) is None or not path.is_file():

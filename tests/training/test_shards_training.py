@@ -17,8 +17,9 @@ import soundfile
 import torch
 
 from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.corpora import shards as corpus_shards
 from speechbrain_summarymixing.corpora.manifest import read_manifest
-from speechbrain_summarymixing.corpora.shards import write_shards
+from speechbrain_summarymixing.corpora.shards import read_shard, urls_of, write_shards
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training import (
     asr,
@@ -63,7 +64,7 @@ def reader(pattern, tokenizer):
             "batch_seconds": 4.0, "max_batch_size": 5, "num_buckets": 2, "seed": 1,
             "sample_rate": 16000, "whole_samples": 640, **options,
         }  # fmt: skip
-        return shards.ShardReader(shards.urls_of(pattern), tokenizer[0], **options)
+        return shards.ShardReader(urls_of(pattern), tokenizer[0], **options)
 
     return make
 
@@ -149,16 +150,16 @@ def test_order_is_of_seed_and_pass_and_resumed_step(reader):
 
 
 def test_urls_are_webdatasets(pattern, folder, reader):
-    urls = shards.urls_of(pattern)
+    urls = urls_of(pattern)
     assert urls == [str(path) for path in sorted(folder.glob("*.tar"))]
     piped = reader(f"pipe:cat {pattern}")
     assert len(ids(loaded(piped.dataset(1)))) == 24
     with pytest.raises(UserError, match="names a shard twice"):
-        shards.urls_of(f"{pattern}::{urls[0]}")
+        urls_of(f"{pattern}::{urls[0]}")
 
 
 def test_length_of_an_epoch(pattern, folder, tmp_path):
-    urls = shards.urls_of(pattern)
+    urls = urls_of(pattern)
     texts, amount = shards.scan(urls, **LIMITS)
     assert len(texts) == 24 and (amount.shards, amount.utterances) == (6, 24)
     told = shards.amount_beside(urls)
@@ -311,12 +312,12 @@ def test_damaged_shards_are_named(folder, tmp_path):
         for url in (str(path), f"pipe:cat {path}"):
             for audio in (True, False):
                 with pytest.raises(UserError, match="bad.tar: cannot be read as a shard"):
-                    print(kind, url, audio, len(list(shards.read_shard(url, audio=audio))))
+                    print(kind, url, audio, len(list(read_shard(url, audio=audio))))
     for url in (f"{tmp_path}/absent.tar", f"pipe:cat {tmp_path}/absent.tar"):
         with pytest.raises(UserError, match="absent.tar: cannot be read as a shard"):
-            list(shards.read_shard(url))
+            list(read_shard(url))
     with pytest.raises(UserError, match="exit 7"):
-        list(shards.read_shard("pipe:exit 7"))
+        list(read_shard("pipe:exit 7"))
 
 
 def test_a_lost_utterance_is_noticed(folder, tmp_path):
@@ -337,6 +338,6 @@ def test_options_that_do_not_go_together(train, noises, pattern, tokenizer, monk
         train(num_workers=7)
     with pytest.raises(SystemExit, match="give --shard_epoch_steps"):
         train(shards=f"pipe:cat {pattern}", tokenizer_folder=tokenizer[1])
-    monkeypatch.setattr(shards, "WDS_AVAILABLE", False)
+    monkeypatch.setattr(corpus_shards, "WDS_AVAILABLE", False)
     with pytest.raises(SystemExit, match=r'pip install "speechbrain-summarymixing\[shards\]"'):
         train()
