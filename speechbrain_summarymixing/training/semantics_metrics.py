@@ -10,9 +10,11 @@ characters edits over the longer filler's characters. SLU-F1 is of both sums of 
 
 import json
 from collections import Counter
+from pathlib import Path
 
 from speechbrain.utils.edit_distance import count_ops, op_table
 
+from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.training.metrics import bootstrap_interval, percentage
@@ -206,3 +208,25 @@ def write_predictions(path, predictions):
     """
     lines = (json.dumps(prediction_line(*one), ensure_ascii=False) for one in predictions)
     write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def read_predictions(path):
+    """Reads what `write_predictions` wrote.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Returns
+    -------
+    dict
+        From file to `Semantics`, or None for an output that was invalid.
+    """
+    meanings = {}
+    for line in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()):
+        file = line.pop("file")
+        try:
+            meanings[file] = parse(json.dumps(line))
+        except ValueError:  # its labels are empty
+            meanings[file] = None
+    return meanings

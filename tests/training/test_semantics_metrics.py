@@ -10,6 +10,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training.semantics_metrics import (
     character_distance,
     prediction_line,
+    read_predictions,
     score,
     summarize,
     word_distance,
@@ -177,5 +178,6 @@ def test_predictions_are_as_slurps_scorer_reads_them(tmp_path):
         {"file": "audio-2.flac", "scenario": "", "action": "", "entities": []},
     ]
     assert [p.name for p in path.parent.iterdir()] == ["predictions.jsonl"]
+    assert read_predictions(path) == {"audio-1.flac": alarm(TIME), "audio-2.flac": None}
     barista = Semantics({"intent": "order"})
     assert prediction_line("a", barista) == {"file": "a", "intent": "order", "entities": []}

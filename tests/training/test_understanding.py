@@ -204,7 +204,9 @@ def test_folds_are_measured_together(tmp_path):
     pooled = pool([tmp_path / "0", tmp_path / "1"])
     assert pooled == summarize(counts)
     assert (pooled["exact"], pooled["invalid"]) == (pytest.approx(100 / 3), 1)
+    write_predictions(tmp_path / "1/predictions_test.jsonl", [("other.flac", right)])
     for folders, message in (
+        ([tmp_path / "1"], "predictions_test.jsonl has other utterances than"),
         ([], "no folder"),
         ([tmp_path / "0", tmp_path / "0"], "0-0 was tested in .*0 and in"),
         ([tmp_path / "2"], "predictions_test.jsonl is missing"),

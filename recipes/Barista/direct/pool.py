@@ -26,7 +26,7 @@ def pool(folders):
     Raises
     ------
     UserError
-        If there is no folder, one is without a tested model, or two tested the same utterance.
+        If there is no folder, one is not wholly tested, or two tested the same utterance.
     """
     if not folders:
         raise UserError("no folder given: write python pool.py results/sumformer/fold*")
@@ -36,21 +36,22 @@ def pool(folders):
         for path in (predictions, manifest):
             if not path.is_file():
                 raise UserError(f"{path} is missing: train and test that fold by train.py first")
-        lines = map(json.loads, predictions.read_text(encoding="utf-8").splitlines())
-        understood = {line.pop("file"): line for line in lines}
-        for row in read_manifest(manifest):
+        understood = semantics_metrics.read_predictions(predictions)
+        rows = read_manifest(manifest)
+        if understood.keys() != {Path(row.wav).name for row in rows}:
+            raise UserError(
+                f"{predictions} has other utterances than {manifest}: test that fold anew, by "
+                "train.py with --test_only"
+            )
+        for row in rows:
             if row.ID in tested:
                 raise UserError(
                     f"{row.ID} was tested in {tested[row.ID]} and in {folder}: give one folder for "
                     "each fold of one system"
                 )
             tested[row.ID] = folder
-            reference = parse(row.wrd)
-            try:
-                meaning = parse(json.dumps(understood[Path(row.wav).name]), reference.labels)
-            except ValueError:  # an invalid output was written as empty labels
-                meaning = None
-            counts.append(semantics_metrics.score(reference, meaning))
+            meaning = understood[Path(row.wav).name]
+            counts.append(semantics_metrics.score(parse(row.wrd), meaning))
     return semantics_metrics.summarize(counts)
 
 
