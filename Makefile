@@ -12,7 +12,8 @@ train: $(SETUP)
 	$(BIN)/python train.py hparams/sumformer.yaml
 
 test: $(SETUP)
-	$(BIN)/python -m pytest --cov --cov-report=term --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--cov --cov-report=term --durations=15
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
