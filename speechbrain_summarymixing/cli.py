@@ -48,7 +48,7 @@ def _add_answering(commands, name, help_line, answer):
         description="Prints a line for each file, in order. A file that cannot be read gets its "
         f"error on stderr, the others their {answer}, and the exit status is 1.",
     )
-    parser.add_argument("model", help="folder of an exported model")
+    parser.add_argument("model", help="folder of an exported model, or its name on the hub")
     parser.add_argument("files", nargs="+", metavar="file", help="wav, flac, mp3, ogg, sph")
     parser.add_argument("--json", action="store_true", help="a JSON object for each file")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")

@@ -43,7 +43,8 @@ def find_file(source, name, *, option):
         return folder / name
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) or folder.parent.is_dir():
         raise UserError(
-            f"{option} is {source}: no such folder, and no name on the hub (owner/name)"
+            f"{option} is {source}: no such folder, and no name on the hub (owner/name); give the "
+            "folder 'pretrained' of the run that made it"
         )
     try:
         return Path(fetch(name, str(source)))

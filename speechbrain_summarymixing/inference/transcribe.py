@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
@@ -12,7 +11,10 @@ from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain_summarymixing.audio import audio_info, read_audio
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+
+OPTION = "MODEL"
 
 # From a command to what its models' hyperparams.yaml alone has, their files, and their interface.
 # EndToEndSLU would hold an understanding model's weights twice: it decodes as a recogniser does.
@@ -74,13 +76,14 @@ class Class(Answer):
         return f"{self.label}\t{self.probability:.3f}"
 
 
-def load_model(folder, device=None, *, command="transcribe"):
+def load_model(source, device=None, *, command="transcribe"):
     """Loads an exported model.
 
     Arguments
     ---------
-    folder : str or Path
-        As `inference.export.export` writes it.
+    source : str or Path
+        A folder that `inference.export.export` wrote, or the hub name of one. Its YAML runs what it
+        names: load only models that you trust.
     device : str or None
         Such as "cuda"; None takes the GPU where there is one.
     command : str
@@ -94,30 +97,19 @@ def load_model(folder, device=None, *, command="transcribe"):
     Raises
     ------
     UserError
-        If the folder is not a model, or one for another command.
+        If it is not a model, or one for another command.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder: give the folder 'pretrained' in the output folder of a "
-            "training, or another exported model"
-        )
-    file = folder / "hyperparams.yaml"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    text = find_file(source, "hyperparams.yaml", option=OPTION).read_text(encoding="utf-8")
     kind = next(name for name, (sign, _, _) in KINDS.items() if sign in text)
     _, spelling, interface = KINDS[kind]
-    for name in ("hyperparams.yaml", "model.ckpt", "normalizer.ckpt", spelling):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder}: {name} is missing, so this is no exported model: give the folder "
-                "'pretrained' in the output folder of a training"
-            )
+    for name in ("model.ckpt", "normalizer.ckpt", spelling):
+        find_file(source, name, option=OPTION)
     if kind != command:
         raise UserError(
-            f"{folder}: this model is not made to {command}: summarymixing {kind} uses it"
+            f"{OPTION} is {source}, which is not made to {command}: summarymixing {kind} uses it"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return interface.from_hparams(source=str(folder), run_opts={"device": device})
+    return interface.from_hparams(source=str(source), run_opts={"device": device})
 
 
 def transcribe(model, files, **batches):

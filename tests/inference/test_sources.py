@@ -1,0 +1,95 @@
+"""Files of trained models, from a hub that speaks the Hugging Face hub's protocol."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "sumformer-mini"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves the files of one folder as those of the repository owner/sumformer-mini."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        repository, _, name = self.path.lstrip("/").partition("/resolve/main/")
+        file = EXAMPLE / name
+        if repository != "owner/sumformer-mini" or not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = file.read_bytes()
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def with_hub(tmp_path_factory):
+    """Runs a command of the package, for which the server is the hub."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield partial(
+        subprocess.run,
+        cwd=tmp_path_factory.mktemp("work"),
+        env={
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path_factory.mktemp("cache")),
+        },
+        capture_output=True,
+        text=True,
+    )
+    server.shutdown()
+
+
+FIND = """
+import sys
+from speechbrain_summarymixing.inference.sources import find_file
+print(find_file(sys.argv[1], sys.argv[2], option="--tokenizer_folder"))
+"""
+
+
+def test_a_file_comes_from_the_hub(with_hub):
+    found = with_hub([sys.executable, "-c", FIND, "owner/sumformer-mini", "tokenizer.ckpt"])
+    assert found.returncode == 0, found.stderr
+    path = Path(found.stdout.splitlines()[-1])
+    assert path.read_bytes() == (EXAMPLE / "tokenizer.ckpt").read_bytes()
+
+
+def test_a_file_that_the_hub_does_not_have(with_hub):
+    found = with_hub([sys.executable, "-c", FIND, "owner/sumformer-mini", "lm.ckpt"])
+    assert found.returncode != 0
+    assert "--tokenizer_folder is owner/sumformer-mini" in found.stderr
+    assert "lm.ckpt did not come from the hub" in found.stderr
+
+
+def test_a_model_of_the_hub_transcribes(with_hub):
+    command = [sys.executable, "-m", "speechbrain_summarymixing.cli", "transcribe"]
+    heard = with_hub([*command, "owner/sumformer-mini", EXAMPLE / "bus.flac"])
+    assert heard.returncode == 0, heard.stderr
+    alone = with_hub([*command, EXAMPLE, EXAMPLE / "bus.flac"])
+    assert heard.stdout.split() == alone.stdout.split() != []
