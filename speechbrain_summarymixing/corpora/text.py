@@ -1,14 +1,17 @@
 """Normalisation of transcripts: what becomes of each character of a sentence, in any language.
 
-1. Control, format, private and unassigned characters (C*) and variation selectors are dropped. The
-   joiners ZWNJ and ZWJ stay between the letters of a word, where Persian and the scripts of India
-   need them; of several in a row the first stays.
+1. Control, format, private and unassigned characters (C*), variation selectors and the tatweel,
+   which stretches Arabic words, are dropped. The joiners ZWNJ and ZWJ stay between the letters of a
+   word, where Persian and the scripts of India need them; of several in a row the first stays.
 2. Letters become capitals by ``str.upper``, in NFC: ß and ẞ become SS, ς becomes Σ, accents stay.
-   In tr, az, crh i becomes İ and ı becomes I. Scripts without case stay as they are; Georgian is
-   one of them (its capitals, Mtavruli, are for headlines).
-3. Letters (L*), combining marks (M*) and numbers (N*) stay.
+   In tr, az, crh i and i̇ become İ and ı becomes I; in ca ŀ becomes L·. Scripts without case stay
+   as they are; Georgian is one of them (its capitals, Mtavruli, are for headlines).
+3. Letters (L*), combining marks (M*) and numbers (N*) stay. Symbols made of letters, such as ㎏, №
+   and Ⓐ, are read as these (by NFKC), but for raised ones: nobody says ™.
 4. An apostrophe of any shape becomes ' between the letters of a word, and in words of which
-   `LANGUAGES` says that they begin or end with one.
+   `LANGUAGES` says that they begin or end with one. In he and yi it is the geresh too, and the
+   gershayim becomes " between letters. In uz an apostrophe after O or G is part of the letter and
+   becomes ʻ.
 5. All else, punctuation (P*), hyphens and dashes among it, and symbols (S*), parts words as a
    space does. White space becomes one space.
 
@@ -22,9 +25,13 @@ from dataclasses import asdict, dataclass
 
 from speechbrain_summarymixing.errors import UserError
 
-VERSION = 1  # raised with every change of the rules: manifests are made anew
-APOSTROPHES = "'’‘‛`´＇"
-ONE_APOSTROPHE = str.maketrans(dict.fromkeys(APOSTROPHES, "'"))
+VERSION = 2  # raised with every change of the rules: manifests are made anew
+APOSTROPHES = "'’‘‛`´＇׳"
+# written ' and " in Hebrew too: keyboards have these, and rule 4 needs no exception; not “ and „,
+# which open a quotation after a prefix
+GERSHAYIM = '"״”'
+ONE_SIGN = str.maketrans({**dict.fromkeys(APOSTROPHES, "'"), **dict.fromkeys(GERSHAYIM, '"')})
+HOOK = "\N{MODIFIER LETTER TURNED COMMA}"
 JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 LOCALE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 ONE_CASE = {  # for what str.upper would make, or leave
@@ -40,36 +47,46 @@ class Language:
     Arguments
     ---------
     inside : str
-        Signs that stay between letters; "'" stands for every apostrophe.
+        Signs that stay between letters; "'" stands for every apostrophe, '"' for every gershayim.
     words : tuple of str
         Words that begin or end with an apostrophe, in capitals.
     silent : str
         Signs that stand inside words and are dropped without parting them.
     letters : tuple of tuple of str
-        Letters, and what is written for them.
+        Letters, and what is written for them, in this order.
+    hooked : str
+        Capitals that take an apostrophe as part of the letter.
     """
 
     inside: str = "'"
     words: tuple = ()
-    silent: str = ""
+    silent: str = "\N{ARABIC TATWEEL}"
     letters: tuple = ()
+    hooked: str = ""
 
 
 LANGUAGES = {
     "nl": Language(
         words=("'K", "'M", "'N", "'NS", "'R", "'S", "'T"), letters=(("ĳ", "ij"), ("Ĳ", "IJ"))
     ),
-    "fr": Language(words=("C'", "D'", "J'", "L'", "M'", "N'", "QU'", "S'", "T'")),
+    "fr": Language(
+        words=("C'", "D'", "J'", "L'", "M'", "N'", "QU'", "S'", "T'", "JUSQU'", "LORSQU'")
+        + ("PRESQU'", "PUISQU'", "QUELQU'", "QUOIQU'")
+    ),
     "it": Language(
         words=("BE'", "CA'", "D'", "DA'", "DE'", "DI'", "FA'", "L'", "MO'", "NE'", "PO'", "STA'")
         + ("TO'", "UN'", "VA'", "VE'")
     ),
     "en": Language(words=("'CAUSE", "'EM", "'TIL", "'TIS", "'TWAS", "O'")),
-    "ca": Language(inside="'·"),
-    "hy": Language(silent="՛՜՞"),
+    "ca": Language(inside="'·", letters=(("ŀ", "l·"), ("Ŀ", "L·"))),
+    "hy": Language(silent="՛՜՞\N{ARABIC TATWEEL}"),
     "fa": Language(letters=(("ي", "ی"), ("ك", "ک"))),  # keys of Arabic keyboards
-    **dict.fromkeys(("az", "crh", "tr"), Language(letters=(("i", "İ"), ("ı", "I")))),
+    **dict.fromkeys(
+        ("az", "crh", "tr"), Language(letters=(("i\u0307", "i"), ("i", "İ"), ("ı", "I")))
+    ),
     **dict.fromkeys(("be", "br", "uk"), Language(letters=(("ʼ", "'"),))),
+    "uz": Language(letters=((HOOK, "'"), ("ʼ", "'")), hooked="OG"),
+    **dict.fromkeys(("he", "yi"), Language(inside="'\"")),
     # without spaces between words, quotation marks stand between letters
     **dict.fromkeys(("ja", "km", "lo", "my", "nan", "th", "yue", "zh"), Language(inside="")),
 }
@@ -101,6 +118,7 @@ def normalize_text(text, language):
         If language is no locale.
     """
     rules = _rules(language)
+    text = "".join(map(_in_letters, text))
     dropped = Counter(char for char in text if _is_ignored(char, rules))
     text = _in_capitals("".join(char for char in text if not _is_ignored(char, rules)), rules)
 
@@ -109,17 +127,19 @@ def normalize_text(text, language):
     lone = {i for i, kind in enumerate(kinds) if kind == "j"} - joining
     dropped.update(text[i] for i in lone)
     text = "".join(char for i, char in enumerate(text) if i not in lone)
-    kinds = "".join(k for i, k in enumerate(kinds) if i not in lone).replace("j", "w")
+    if rules.hooked:
+        text = re.sub(f"(?<=[{rules.hooked}])[{APOSTROPHES}]", HOOK, text)
+    kinds = "".join(_kind(char, rules) for char in text).replace("j", "w")
 
     signs = {
         match.start() + match[0].index("a")
         for match in SIGNS.finditer(kinds)
-        if match[0] == "a" or text[slice(*match.span())].translate(ONE_APOSTROPHE) in rules.words
+        if match[0] == "a" or text[slice(*match.span())].translate(ONE_SIGN) in rules.words
     }
     written = []
     for i, (char, kind) in enumerate(zip(text, kinds)):
         if kind == "w" or i in signs:
-            written.append(char.translate(ONE_APOSTROPHE))
+            written.append(char.translate(ONE_SIGN))
         else:
             written.append(" ")
             if kind != " ":
@@ -191,10 +211,25 @@ def _is_ignored(char, rules):
     return selector or char in rules.silent or unicodedata.category(char)[0] == "C"
 
 
+def _in_letters(char):
+    """A symbol made of letters becomes these, all else stays."""
+    if unicodedata.category(char)[0] == "S" and "<super>" not in unicodedata.decomposition(char):
+        letters = unicodedata.normalize("NFKC", char)
+        if any(unicodedata.category(letter)[0] == "L" for letter in letters):
+            return letters
+    return char
+
+
 def _in_capitals(text, rules):
-    letters = str.maketrans(dict(rules.letters))
-    text = unicodedata.normalize("NFC", text).translate(letters).upper()
-    return unicodedata.normalize("NFC", text.translate(str.maketrans(ONE_CASE) | letters))
+    text = _spelled(unicodedata.normalize("NFC", text), rules).upper()
+    text = _spelled(text.translate(str.maketrans(ONE_CASE)), rules)
+    return unicodedata.normalize("NFC", text)
+
+
+def _spelled(text, rules):
+    for letter, written in rules.letters:
+        text = text.replace(letter, written)
+    return text
 
 
 def _kind(char, rules):
@@ -203,6 +238,6 @@ def _kind(char, rules):
         return "w"
     if char in JOINERS:
         return "j"
-    if char.translate(ONE_APOSTROPHE) in rules.inside:
+    if char.translate(ONE_SIGN) in rules.inside:
         return "a"
     return " " if char.isspace() else "-"
