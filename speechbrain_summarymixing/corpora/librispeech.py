@@ -28,7 +28,8 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     Raises
     ------
     UserError
-        If a split is missing, or audio and transcripts do not match.
+        If a split is missing, a file of transcripts cannot be read, an ID has several audio files
+        or transcripts, or audio and transcripts do not match.
     """
     data_folder = Path(data_folder).absolute()
     manifests = {}
@@ -41,30 +42,57 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
                 "give LibriSpeech's folder as --data_folder and its splits as --train_splits, "
                 "--valid_splits and --test_splits"
             )
-        audio = {path.stem: path for path in folder.glob("*/*/*.flac")}
+        audio = sorted(folder.glob("*/*/*.flac"))
         texts = sorted(folder.glob("*/*/*.trans.txt"))
 
         def make(split=split, audio=audio, texts=texts):
-            rows = _matched(split, audio, _transcripts(texts))
+            rows = _matched(split, _by_id(audio), _transcripts(texts))
             return probe(rows, workers=workers, progress=progress, description=split)
 
-        manifests[split] = remade(
-            Path(save_folder) / f"{split}.csv", [*audio.values(), *texts], make
-        )
+        manifests[split] = remade(Path(save_folder) / f"{split}.csv", [*audio, *texts], make)
     return manifests
 
 
+def _by_id(audio):
+    paths = {}
+    for path in audio:
+        paths.setdefault(path.stem, []).append(path)
+    return paths
+
+
 def _transcripts(files):
+    """From each ID to its transcripts, and from these to a file that has them."""
     words = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            key, _, text = line.partition(" ")
-            words[key] = text.strip()
+        try:
+            content = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UserError(
+                f"{file}: cannot read these transcripts ({reason}): mend the file, or unpack the "
+                "corpus again"
+            ) from error
+        for line in content.splitlines():
+            key, _, text = line.strip().partition(" ")
+            if key:
+                words.setdefault(key, {})[text.strip()] = file
     return words
 
 
 def _matched(split, audio, words):
     """(ID, path, speaker, transcript) of each utterance."""
+    double = [
+        f"{key}: {', '.join(map(str, paths))}" for key, paths in audio.items() if len(paths) > 1
+    ] + [
+        f"{key}: " + ", ".join(f"{text!r} in {file}" for text, file in texts.items())
+        for key, texts in words.items()
+        if len(texts) > 1
+    ]
+    if double:
+        raise UserError(
+            listed(f"{split}: IDs with several audio files or transcripts", double)
+            + "\nan ID must have one of each: take out the others, or unpack the corpus again"
+        )
     lone = [f"{key}: no transcript" for key in sorted(audio.keys() - words.keys())]
     lone += [f"{key}: no audio" for key in sorted(words.keys() - audio.keys())]
     if lone or not audio:
@@ -72,4 +100,7 @@ def _matched(split, audio, words):
             listed(f"{split}: {len(audio)} audio files and {len(words)} transcripts", lone)
             + "\nthe corpus is not whole: unpack it again"
         )
-    return [(key, str(path), key.split("-")[0], words[key]) for key, path in audio.items()]
+    return [
+        (key, str(path), key.split("-")[0], next(iter(words[key])))
+        for key, (path,) in audio.items()
+    ]

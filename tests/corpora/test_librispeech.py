@@ -56,6 +56,51 @@ def test_audio_without_text_and_text_without_audio_are_one_report(corpus):
     assert "84-121-0002: no transcript" in str(error.value)
 
 
+def test_ids_of_several_audio_files_or_transcripts_are_named(corpus):
+    path = prepare(corpus)["dev-clean"]
+    other = corpus / "dev-clean" / "84" / "122"
+    other.mkdir()
+    first = next(corpus.glob("*/*/121/84-121-0000.flac"))
+    (other / first.name).write_bytes(first.read_bytes())
+    (other / "84-122.trans.txt").write_text("84-121-0001 WORD NUMBER D\n")
+    with pytest.raises(UserError) as error:
+        prepare(corpus)
+    report = str(error.value)
+    assert f"84-121-0000: {first}, {other / first.name}\n" in report
+    old = first.with_name("84-121.trans.txt")
+    new = other / "84-122.trans.txt"
+    assert f"84-121-0001: 'WORD NUMBER B' in {old}, 'WORD NUMBER D' in {new}\n" in report
+    assert report.startswith("dev-clean: ") and "an ID must have one of each: take out" in report
+    (other / first.name).unlink()
+    new.write_text("84-121-0001 WORD NUMBER B\n")  # the same again is no other
+    prepare(corpus)
+    assert [u.wrd[-1] for u in read_manifest(path)] == ["A", "B", "C"]
+
+
+def test_two_transcripts_of_an_id_in_one_file_are_named(corpus):
+    texts = next(corpus.glob("*/*/*/*.txt"))
+    texts.write_text(texts.read_text() + "84-121-0002 ANOTHER\n")
+    with pytest.raises(UserError, match="84-121-0002: 'WORD NUMBER C' in .*, 'ANOTHER' in "):
+        prepare(corpus)
+
+
+def test_blank_lines_and_a_byte_order_mark_are_skipped(corpus):
+    texts = next(corpus.glob("*/*/*/*.txt"))
+    texts.write_text("\ufeff" + texts.read_text().replace("\n", "\n \n\n"), encoding="utf-8")
+    assert len(read_manifest(prepare(corpus)["dev-clean"])) == 3
+
+
+@pytest.mark.parametrize("content, reason", [(b"84 \xff\n", "it is not UTF-8 text"), (None, "")])
+def test_transcripts_that_cannot_be_read_are_named(corpus, content, reason):
+    texts = next(corpus.glob("*/*/*/*.txt"))
+    texts.unlink()
+    texts.mkdir() if content is None else texts.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        prepare(corpus)
+    assert str(error.value).startswith(f"{texts}: cannot read these transcripts ({reason}")
+    assert "mend the file, or unpack" in str(error.value)
+
+
 def test_real_speech(speech_data, tmp_path):
     splits = ["dev-clean", "train-clean-5"]
     paths = librispeech.prepare(
