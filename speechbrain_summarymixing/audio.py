@@ -25,13 +25,15 @@ class AudioInfo:
     channels: int
 
 
-def audio_info(path):
+def audio_info(path, *, to_the_end=False):
     """Reads a file's header.
 
     Arguments
     ---------
     path : str or Path
         Audio of a format of libsndfile: wav, flac, mp3, ogg, NIST sphere, …
+    to_the_end : bool
+        Look for the last sample of a flac too, which one that was cut short lacks.
 
     Returns
     -------
@@ -40,9 +42,17 @@ def audio_info(path):
     Raises
     ------
     UserError
-        If the file is missing, empty or no audio.
+        If the file is missing, empty, no audio or, as far as it is looked for, cut short.
     """
     with _open(path) as file:
+        if to_the_end and file.format == "FLAC":
+            try:
+                file.seek(file.frames - 1)
+            except soundfile.LibsndfileError as error:
+                raise UserError(
+                    f"{path}: cut short, the last of its {file.frames} samples is not there: "
+                    "replace the file"
+                ) from error
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
 

@@ -1,7 +1,10 @@
 """Files that a kill leaves whole: the old content or the new."""
 
+import json
 import os
 from pathlib import Path
+
+from speechbrain_summarymixing.errors import UserError
 
 
 def write_atomically(path, content):
@@ -15,6 +18,46 @@ def write_atomically(path, content):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # two runs may share a folder
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def made_once(path, source, make, *, refusal=None):
+    """Makes a file, unless its stamp says that it was made from the same before.
+
+    Arguments
+    ---------
+    path : str or Path
+        Beside it stands its stamp, ``<path>.json``.
+    source : dict
+        What it is made from, of JSON's types.
+    make : callable
+        Writes the file.
+    refusal : str or None
+        What to tell if the file must not be made anew, and would be.
+
+    Raises
+    ------
+    UserError
+        Of the refusal.
+    """
+    path = Path(path)
+    stamp = path.with_name(path.name + ".json")
+    if path.is_file() and _content(stamp) == json.loads(json.dumps(source)):
+        return
+    if refusal is not None:
+        raise UserError(refusal)
+    stamp.unlink(missing_ok=True)
+    make()
+    write_atomically(stamp, json.dumps(source))
+
+
+def _content(stamp):
+    try:
+        return json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or one that was cut short
+        return None

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from speechbrain_summarymixing.audio import audio_info
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.files import made_once, write_atomically
 
 REQUIRED = ("ID", "duration", "wav", "wrd")
 SHOWN = 20  # utterances named of each kind of problem
+NEAR = 0.1, 0.02  # seconds, and part of the audio, by which a written duration may be off
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ def read_manifest(path, *, data_root=None):
                     f"{', '.join(reader.fieldnames or []) or 'empty'}"
                 )
             rows = [_utterance(row, path, reader.line_num, data_root) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or (
+            f"{error}: is a quotation mark open?" if isinstance(error, csv.Error) else "not UTF-8"
+        )
         raise UserError(f"{path}: cannot read this manifest ({reason})") from error
     if not rows:
         raise UserError(f"{path}: has no utterance: give a manifest with at least one line")
@@ -103,7 +106,7 @@ def read_manifest(path, *, data_root=None):
 def _utterance(row, path, line, data_root):
     values = {name: row.get(name) for name in REQUIRED}
     for name, value in values.items():
-        if value is None:
+        if value is None or (name in ("ID", "wav") and not value.strip()):
             raise UserError(f"{path}, line {line}: no value for {name}: add it")
     try:
         duration = float(values["duration"])
@@ -120,7 +123,7 @@ def _utterance(row, path, line, data_root):
 
 
 def probe(files, *, workers=None, progress=True, description="reading durations"):
-    """Reads the duration of audio files, in parallel.
+    """Opens audio files and reads their durations, in parallel.
 
     Arguments
     ---------
@@ -142,24 +145,46 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     UserError
         If files cannot be read; it names them.
     """
+    files = sorted(files)
+    seconds = durations(
+        [wav for _, wav, _, _ in files],
+        workers=workers,
+        progress=progress,
+        description=description,
+    )
+    if problems := [found for found in seconds if isinstance(found, str)]:
+        raise UserError(listed(f"{len(problems)} of {len(files)} files are no audio", problems))
+    return [
+        Utterance(key, duration, str(wav), speaker, words)
+        for (key, wav, speaker, words), duration in zip(files, seconds)
+    ]
 
-    def read(row):
-        key, wav, speaker, words = row
+
+def durations(paths, *, workers=None, progress=True, description="reading durations"):
+    """Opens audio files, in parallel.
+
+    Arguments
+    ---------
+    paths : list of str or Path
+    workers, progress, description
+        As in `probe`.
+
+    Returns
+    -------
+    list of float or str
+        Of each file its seconds, or why it cannot be used.
+    """
+
+    def read(path):
         try:
-            return Utterance(key, audio_info(wav).seconds, str(wav), speaker, words)
+            return audio_info(path, to_the_end=True).seconds
         except UserError as error:
             return str(error)
 
-    files = sorted(files)
     with ThreadPoolExecutor(workers or 2 * (os.cpu_count() or 1)) as pool:
-        read_files = pool.map(read, files)
-        rows = list(
-            tqdm(read_files, description, total=len(files), unit="utt", disable=not progress)
-        )
-    problems = [row for row in rows if isinstance(row, str)]
-    if problems:
-        raise UserError(listed(f"{len(problems)} of {len(rows)} files are no audio", problems))
-    return rows
+        found = pool.map(read, paths)
+        hidden = not (progress and paths)
+        return list(tqdm(found, description, total=len(paths), unit="utt", disable=hidden))
 
 
 def remade(path, files, make, settings=None):
@@ -187,16 +212,12 @@ def remade(path, files, make, settings=None):
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     if settings is not None:
         digest.update(json.dumps(settings, sort_keys=True).encode())
-    stamp = path.with_name(path.name + ".json")
-    content = json.dumps({"input": digest.hexdigest()})
-    if not (path.is_file() and stamp.is_file() and stamp.read_text() == content):
-        write_manifest(path, make())
-        write_atomically(stamp, content)
+    made_once(path, {"input": digest.hexdigest()}, lambda: write_manifest(path, make()))
     return path
 
 
 def check_manifests(
-    manifests, *, min_seconds=0.1, max_seconds=60.0, spell=None, training_splits=("train",)
+    manifests, *, spell=None, training_splits=("train",), open_audio=False, progress=True
 ):
     """Checks all utterances of an experiment before it starts.
 
@@ -204,11 +225,13 @@ def check_manifests(
     ---------
     manifests : dict
         From each split to its utterances.
-    min_seconds, max_seconds : float
-        Shortest and longest sensible duration.
     spell : callable or None
         Returns why a transcript cannot be written in the tokens, or None.
     training_splits : sequence of str
+    open_audio : bool
+        Open each file, and compare its duration: for manifests that `probe` did not make.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -219,8 +242,8 @@ def check_manifests(
     Raises
     ------
     UserError
-        One report of all missing files, wrong durations, empty transcripts, training transcripts
-        that cannot be spelled, and IDs that occur twice.
+        One report of all missing and unreadable files, wrong durations, empty transcripts, training
+        transcripts that cannot be spelled, and IDs that occur twice.
     """
     kinds, unspelled = {}, {}
 
@@ -229,12 +252,20 @@ def check_manifests(
 
     counts = Counter(u.ID for rows in manifests.values() for u in rows)
     for split, rows in manifests.items():
-        for u in rows:
-            if not os.path.isfile(u.wav):
+        there = [os.path.isfile(u.wav) for u in rows]
+        paths = [u.wav for u, is_there in zip(rows, there) if is_there and open_audio]
+        found = iter(durations(paths, progress=progress, description=f"checking {split}"))
+        for u, is_there in zip(rows, there):
+            seconds = next(found) if is_there and open_audio else u.duration
+            if not is_there:
                 problem("missing audio files", split, u, u.wav)
-            if not (math.isfinite(u.duration) and min_seconds <= u.duration <= max_seconds):
-                rule = f"outside {min_seconds:g} to {max_seconds:g} s"
-                problem(f"durations {rule}", split, u, f"{u.duration:g} s")
+            elif isinstance(seconds, str):
+                problem("unreadable audio files", split, u, seconds)
+            elif abs(u.duration - seconds) > NEAR[0] + NEAR[1] * seconds:
+                detail = f"{u.duration:g} s, but the audio has {seconds:g} s"
+                problem("durations that are not the audio's", split, u, detail)
+            if not (math.isfinite(u.duration) and u.duration > 0):
+                problem("durations that are not above 0", split, u, f"{u.duration:g} s")
             if not u.wrd.strip():
                 problem("empty transcripts", split, u, repr(u.wrd))
             elif spell is not None and (reason := spell(u.wrd)):
@@ -252,13 +283,41 @@ def check_manifests(
         raise UserError(
             "the manifests cannot be used:\n"
             + "\n".join(report)
-            + "\nmend these lines or leave them out; --min_seconds and --max_seconds set the limits"
+            + "\nmend these lines or leave them out"
         )
     warnings = [
         listed(f"{len(rows)} transcripts of {split} that no hypothesis can equal", rows)
         for split, rows in unspelled.items()
     ]
     return warnings + _shared_speakers(manifests, training_splits)
+
+
+def sensible(rows, *, min_seconds, max_seconds):
+    """Leaves out utterances that are too short or too long to train on.
+
+    Arguments
+    ---------
+    rows : list of Utterance
+    min_seconds, max_seconds : float
+        Of the shortest and the longest that stay.
+
+    Returns
+    -------
+    list of Utterance
+        Those that stay.
+    str or None
+        A report of the others.
+    """
+    kept = [u for u in rows if min_seconds <= u.duration <= max_seconds]
+    if len(kept) == len(rows):
+        return kept, None
+    out = [u for u in rows if not min_seconds <= u.duration <= max_seconds]
+    hours = sum(u.duration for u in out) / 3600
+    title = (
+        f"{len(out)} of {len(rows)} utterances ({hours:.2f} h) are left out of training: outside "
+        f"{min_seconds:g} to {max_seconds:g} s (--min_seconds, --max_seconds)"
+    )
+    return kept, listed(title, [f"{u.ID}: {u.duration:g} s" for u in out])
 
 
 def _shared_speakers(manifests, training_splits):

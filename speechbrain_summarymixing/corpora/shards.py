@@ -6,7 +6,6 @@ under the same name, its ID.
 
 import io
 import json
-import math
 import os
 import random
 import shutil
@@ -77,10 +76,7 @@ def write_shards(
         raise UserError(f"{folder}: exists already: delete it, or give a new folder")
     utterances = read_manifest(manifest, data_root=data_root)
     check_manifests(
-        {Path(manifest).stem: utterances},
-        min_seconds=0.0,
-        max_seconds=math.inf,
-        training_splits=(),
+        {Path(manifest).stem: utterances}, training_splits=(), open_audio=True, progress=progress
     )
     _check_names(utterances)
     random.Random(SHUFFLING).shuffle(utterances)

@@ -28,19 +28,20 @@ class ASR(SpeechTask):
 
     @classmethod
     def prepare(cls, hparams, train, others):
-        """Returns the tokenizer; a trained encoder is loaded."""
+        """Returns the tokenizer; a trained encoder is loaded, where a run begins."""
         if cls.validates_by_ctc and not 0 < hparams["ctc_weight"] <= 1:
             raise UserError(
                 f"--ctc_weight is {hparams['ctc_weight']}, but must be above 0 and up to 1: "
                 "recognition is validated by the CTC head"
             )
+        language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
+        if language_model is not None:  # now, not after days of training
+            load_language_model(language_model)
+        if encoder is not None and not sets.has_begun(hparams):  # else a checkpoint has the weights
+            load_encoder(hparams["model"], hparams["normalize"], encoder)
         tokenizer = cls.tokenizer(hparams, train, others)
-        if hparams["encoder_folder"] is not None:
-            load_encoder(hparams["model"], hparams["normalize"], hparams["encoder_folder"])
-        if hparams["lm_folder"] is not None:  # now, not after days of training
-            check_tokenizer(
-                hparams["lm_folder"], Path(hparams["output_folder"]) / "tokenizer.model"
-            )
+        if language_model is not None:
+            check_tokenizer(language_model, Path(hparams["output_folder"]) / "tokenizer.model")
         return tokenizer
 
     @classmethod

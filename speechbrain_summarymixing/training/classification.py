@@ -8,7 +8,7 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
-from speechbrain_summarymixing.corpora.manifest import check_manifests, listed
+from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference.export import CLASSIFICATION, export
@@ -35,7 +35,11 @@ class Classification(SpeechTask):
         """
         if hparams["shards"] is not None:
             raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
+        file = Path(hparams["output_folder"]) / "label_encoder.txt"
+        begun = sets.has_begun(hparams)
         labels = sorted({row.wrd for rows in train.values() for row in rows})
+        if begun or not train:
+            labels = _known(file, labels)
         strange = [
             f"{name}: {row.ID}: {row.wrd}"
             for name, rows in others.items()
@@ -47,14 +51,7 @@ class Classification(SpeechTask):
                 listed(f"{len(strange)} utterances of classes that training does not have", strange)
                 + f"\nits classes are {', '.join(labels)}: leave these utterances out"
             )
-        warnings = on_main(
-            check_manifests,
-            {**train, **others},
-            **sets.limits(hparams),
-            training_splits=tuple(train),
-        )
-        for warning in warnings:
-            sets.logger.warning(warning)
+        sets.check(hparams, train, others)
         if hparams["classes"] != len(labels):
             raise UserError(
                 f"--classes is {hparams['classes']}, but the training set has {len(labels)}, "
@@ -63,7 +60,8 @@ class Classification(SpeechTask):
         encoder = CategoricalEncoder()
         encoder.update_from_iterable(labels)
         encoder.expect_len(len(labels))
-        on_main(encoder.save, Path(hparams["output_folder"]) / "label_encoder.txt")
+        if not begun:
+            on_main(encoder.save, file)
         return encoder
 
     def provide_targets(self, wrd):
@@ -126,3 +124,19 @@ class Classification(SpeechTask):
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EncoderClassifier` loads."""
         export(self.hparams, results, CLASSIFICATION)
+
+
+def _known(file, labels):
+    """Returns the classes that the weights were trained with, in their order."""
+    encoder = CategoricalEncoder()
+    if not encoder.load_if_possible(file):
+        raise UserError(
+            f"{file}: no such file, so there is nothing to test: train first (without --test_only)"
+        )
+    known = [encoder.ind2lab[index] for index in range(len(encoder))]
+    if labels and labels != known:
+        raise UserError(
+            f"{file}: the weights there were trained with the classes {', '.join(known)}, not "
+            f"{', '.join(labels)}: give those again, or take another --output_folder"
+        )
+    return known

@@ -12,6 +12,33 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain_summarymixing.errors import UserError
 
 INCLUDE = "!include:"
+KINDS = {  # of the value that a file gives to an option: what another must be
+    "tag:yaml.org,2002:int": (int, "a whole number"),
+    "tag:yaml.org,2002:float": ((int, float), "a number"),
+    "tag:yaml.org,2002:bool": (bool, "True or False"),
+}
+ABOVE_ZERO = {
+    "batch_seconds",
+    "batch_sentences",
+    "classes",
+    "d_ffn",
+    "d_model",
+    "lr",
+    "max_batch_size",
+    "max_decode_ratio",
+    "max_seconds",
+    "n_mels",
+    "nhead",
+    "num_buckets",
+    "num_encoder_layers",
+    "number_of_epochs",
+    "sample_rate",
+    "temperature",
+    "test_batch_size",
+    "test_beam_size",
+    "valid_batch_size",
+    "vocab_size",
+}
 
 
 def route_overrides(path, overrides):
@@ -34,17 +61,20 @@ def route_overrides(path, overrides):
     Raises
     ------
     UserError
-        If the file is missing, no file defines an option, or one is given twice or is no YAML.
+        If the file is missing, no file defines an option, or one is given twice, is no YAML or has
+        a value that it cannot have.
     """
     if isinstance(overrides, str):
         overrides = _options(overrides)
     tree = _read(Path(path))
-    routed, unknown = {}, []
+    routed, unknown, unfit = {}, [], []
     for key, value in overrides.items():
-        home = tree.home(key)
+        home, tag = tree.home(key)
         if home is None:
             unknown.append(key)
             continue
+        if (rule := _rule(key, tag, value)) is not None:
+            unfit.append(f"--{key} is {value!r}, but must be {rule}")
         target = routed
         for name in home:
             target = target.setdefault(name, {})
@@ -52,12 +82,22 @@ def route_overrides(path, overrides):
     if unknown:
         known = sorted(options_of(path))
         raise UserError("\n".join(_unknown(key, known, path) for key in unknown))
+    if unfit:
+        raise UserError("\n".join(unfit))
     return routed
+
+
+def _rule(key, tag, value):
+    """What an option must be, if its value is not."""
+    kind, rule = KINDS.get(tag, (object, None))
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool and rule):
+        return rule
+    return "above 0" if key in ABOVE_ZERO and isinstance(value, kind) and not value > 0 else None
 
 
 def _options(text):
     try:
-        return ruamel.yaml.YAML(typ="safe").load(text) or {}
+        options = ruamel.yaml.YAML(typ="safe").load(text) or {}
     except ruamel.yaml.constructor.DuplicateKeyError as error:
         keys = Counter(line.partition(":")[0] for line in text.splitlines())
         twice = ", ".join(f"--{key}" for key, count in keys.items() if count > 1)
@@ -67,6 +107,9 @@ def _options(text):
             f"the options are no YAML ({' '.join(str(error).split())}): quote values with special "
             "characters, such as --speeds '[95, 100]'"
         ) from error
+    if not isinstance(options, dict):
+        raise UserError(f"{options!r} is no option: write --key value")
+    return options
 
 
 def load_hyperparams(path, overrides=""):
@@ -87,11 +130,15 @@ def load_hyperparams(path, overrides=""):
     Raises
     ------
     UserError
-        If the file is missing or an option is unknown.
+        If the file is missing, an option is unknown, or nothing can be made of their values.
     """
     routed = route_overrides(path, overrides)
     with open(path, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, routed, overrides_must_match=False)
+        try:
+            hparams = load_hyperpyyaml(file, routed, overrides_must_match=False)
+        except (ValueError, TypeError, AssertionError) as error:  # such as an indivisible width
+            reason = ": ".join(map(str, error.args))
+            raise UserError(f"{path} with these options cannot be made: {reason}") from error
     return _flat(hparams, _read(Path(path)))
 
 
@@ -116,34 +163,34 @@ def options_of(path):
 
 @dataclass
 class _File:
-    """The keys that a file defines or gets, and the files that it includes, by their key."""
+    """The keys that a file defines or gets, with YAML's tags, and the files that it includes."""
 
-    own: set
+    own: dict
     parts: dict
 
     def home(self, key):
-        """The keys of the includes that lead to the outermost file with an option, or None."""
+        """The keys of the includes that lead to the outermost file with an option; its tag."""
         level = [((), self)]
         while level:
             for way, file in level:
                 if key in file.own:
-                    return way
+                    return way, file.own[key]
             level = [((*way, name), p) for way, f in level for name, p in f.parts.items()]
-        return None
+        return None, None
 
     def options(self):
-        return self.own.union(*(part.options() for part in self.parts.values()))
+        return set(self.own).union(*(part.options() for part in self.parts.values()))
 
 
 def _read(path):
-    file = _File(set(), {})
+    file = _File({}, {})
     for key, value in _top_level(path):
         if value.tag.startswith(INCLUDE):
             part = _read(path.parent / value.tag[len(INCLUDE) :])
-            part.own |= {node.value for node, _ in value.value or ()}
+            part.own |= {node.value: given.tag for node, given in value.value or ()}
             file.parts[key] = part
         else:
-            file.own.add(key)
+            file.own[key] = value.tag
     return file
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import signal
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,15 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.files import made_once, write_atomically
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.training.processes import on_main
 
+TOKEN_TYPES = ("bpe", "unigram", "char")
 
-def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=()):
+
+def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fixed=False):
     """Trains a sentencepiece tokenizer, or loads the one already trained on the same text.
 
     Arguments
@@ -36,6 +37,8 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=()):
         "bpe", "unigram" or "char".
     symbols : sequence of str
         Text that is one token, wherever it stands.
+    fixed : bool
+        Weights were trained with the tokenizer that is there: another is an error.
 
     Returns
     -------
@@ -44,14 +47,17 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=()):
     Raises
     ------
     UserError
-        If the text does not allow for so many, or so few, tokens.
+        If the text does not allow for so many, or so few, tokens, or is not that of the weights.
     """
-    path = Path(path)
-    settings = {"vocab_size": vocab_size, "token_type": token_type, "texts": _digest(texts)}
+    if token_type not in TOKEN_TYPES:
+        raise UserError(
+            f"token_type is {token_type!r}, but must be one of {', '.join(TOKEN_TYPES)}"
+        )
+    settings = {"vocab_size": vocab_size, "token_type": token_type, "texts": digest(texts)}
     if symbols:
         settings["symbols"] = list(symbols)
-    stamp = path.with_name(path.name + ".json")
-    if not (path.is_file() and stamp.is_file() and json.loads(stamp.read_text()) == settings):
+
+    def make():
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -75,8 +81,42 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=()):
                 "take --token_type char"
             ) from error
         write_atomically(path, model.getvalue())
-        write_atomically(stamp, json.dumps(settings))
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    refusal = (
+        f"{path}: the weights there were trained with the tokens of other transcripts than these: "
+        "give those again, or take another --output_folder"
+    )
+    made_once(path, settings, make, refusal=refusal if fixed else None)
+    return load_tokenizer(path)
+
+
+def load_tokenizer(path):
+    """Loads the tokenizer of a run.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path}: no such file, so there is nothing to test: train first (without --test_only); "
+            "several machines need the output folder on a disk that they share"
+        )
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: is no sentencepiece model: give a tokenizer's folder as --tokenizer_folder"
+        ) from error
 
 
 def take_tokenizer(source, path, *, vocab_size):
@@ -101,12 +141,7 @@ def take_tokenizer(source, path, *, vocab_size):
         If it is missing or other than that.
     """
     file = find_file(source, "tokenizer.ckpt", option="--tokenizer_folder")
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(file))
-    except RuntimeError as error:
-        raise UserError(
-            f"{file}: is no sentencepiece model: give a tokenizer's folder as --tokenizer_folder"
-        ) from error
+    tokenizer = load_tokenizer(file)
     tokens = tokenizer.get_piece_size()
     ids = (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id())
     if tokens != vocab_size or ids != (0, 1, 2):
@@ -262,5 +297,6 @@ def _ignore_interrupts(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _digest(texts):
+def digest(texts):
+    """Returns a hash of a list of text."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()

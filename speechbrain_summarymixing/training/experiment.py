@@ -27,7 +27,13 @@ from speechbrain_summarymixing.training.processes import (
     number_of_processes,
 )
 from speechbrain_summarymixing.training.run_guard import check_output_folder
-from speechbrain_summarymixing.training.sets import limits, manifests, scanned_amount
+from speechbrain_summarymixing.training.sets import (
+    has_begun,
+    limits,
+    manifests,
+    scanned_amount,
+    to_train_on,
+)
 
 logger = get_logger(__name__)
 
@@ -63,11 +69,15 @@ def run(argv, task=ASR):
         A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
     task : type
         A `speech.SpeechTask`: what the model learns.
+
+    ``--test_only`` needs no training set: tokens or classes are those of the output folder.
     """
     with errors_reported():
         hparams, run_opts = start(argv)
-        train, valid, tests = manifests(hparams)
+        training = not run_opts["test_only"]
+        train, valid, tests = manifests(hparams, training=training)
         targets = task.prepare(hparams, train, {**valid, **tests})
+        train = to_train_on(hparams, train)
         brain = task(
             modules=hparams["modules"],
             opt_class=hparams["optimizer"],
@@ -77,7 +87,8 @@ def run(argv, task=ASR):
         )
         brain.targets = targets
         brain.train_loggers = train_loggers(hparams)
-        fit(brain, hparams, train, valid)
+        if training:
+            fit(brain, hparams, train, valid)
         results = test(brain, hparams, tests)
         if if_main_process():
             brain.export(results)
@@ -141,10 +152,7 @@ def start(argv):
     """
     path, run_opts, overrides = sb.parse_arguments(argv)
     routed = route_overrides(path, overrides)
-    if run_opts["precision"] == "fp16" and run_opts["device"] == "cpu":
-        raise UserError(
-            "--precision is fp16, which SpeechBrain has on GPUs alone: take --precision bf16"
-        )
+    _check_run_options(run_opts)
     join_processes(run_opts)
     hparams = load_hyperparams(path, overrides)
     if run_opts["ckpt_interval_steps"] > 0:
@@ -158,7 +166,7 @@ def start(argv):
         folder,
         chosen,
         free=FREE_SETTINGS,
-        begun=any(hparams["checkpointer"].checkpoints_dir.glob("CKPT*")),
+        begun=has_begun(hparams),
         overwrite_hint="delete it to start anew",
     )
     sb.create_experiment_directory(folder, hyperparams_to_save=path, overrides=routed)
@@ -166,6 +174,25 @@ def start(argv):
     # SpeechBrain's decoder passes a bool and a float mask
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     return hparams, run_opts
+
+
+def _check_run_options(run_opts):
+    device = str(run_opts["device"])
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"--device is {device}, but torch finds no GPU: leave it out, which takes a GPU where "
+            "there is one, or install a torch and a driver for it"
+        )
+    for option in ("precision", "eval_precision"):
+        if run_opts[option] == "fp16" and device == "cpu":
+            raise UserError(
+                f"--{option} is fp16, which SpeechBrain has on GPUs alone: take --{option} bf16"
+            )
+    if run_opts["grad_accumulation_factor"] < 1:
+        raise UserError(
+            f"--grad_accumulation_factor is {run_opts['grad_accumulation_factor']}, but must be 1 "
+            "or more"
+        )
 
 
 def settings(hparams):
@@ -260,7 +287,8 @@ def shard_loading(brain, hparams):
         **batch_limits(hparams),
         num_buckets=hparams["num_buckets"],
         seed=hparams["seed"],
-        check=partial(shards.unfit, **limits(hparams), spell=spell),
+        check=partial(shards.unfit, spell=spell),
+        **limits(hparams),
         rank=brain.rank if processes > 1 else 0,
         processes=processes,
         **reading(hparams),

@@ -19,8 +19,8 @@ from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import BatchSampler, Dataset
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import write_atomically
-from speechbrain_summarymixing.training import curves, experiment, sets
+from speechbrain_summarymixing.files import made_once, write_atomically
+from speechbrain_summarymixing.training import curves, data, experiment, sets
 from speechbrain_summarymixing.training.brain import ExperimentBrain
 from speechbrain_summarymixing.training.processes import number_of_processes, on_main
 
@@ -189,7 +189,7 @@ def write_sentences(path, transcripts, files):
     Arguments
     ---------
     path : Path
-        Left alone if it is there: a run that goes on must not wait for it again.
+        Left alone if it was made from the same: a run that goes on must not wait for it again.
     transcripts : list of str
     files : list of str
         Text, UTF-8, one sentence a line, or the same compressed by gzip (.gz).
@@ -199,8 +199,19 @@ def write_sentences(path, transcripts, files):
     UserError
         If a file cannot be read or there is no sentence.
     """
-    if path.is_file():
-        return
+    source = {"transcripts": data.digest(transcripts), "files": []}
+    for name in files:
+        try:
+            status = os.stat(name)
+        except OSError as error:
+            raise UserError(
+                f"--lm_text {name}: cannot be read ({error.strerror}): give the path of a text file"
+            ) from error
+        source["files"].append([os.path.abspath(name), status.st_size, status.st_mtime_ns])
+    made_once(path, source, lambda: _write_sentences(path, transcripts, files))
+
+
+def _write_sentences(path, transcripts, files):
     temporary = path.with_name(path.name + ".new")
     written = 0
     with open(temporary, "w", encoding="utf-8") as target:

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import sentencepiece
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_summarymixing.corpora import (
@@ -16,7 +16,7 @@ from speechbrain_summarymixing.corpora import (
     slurp,
     speech_commands,
 )
-from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
+from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest, sensible
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
@@ -51,12 +51,14 @@ CORPUS_OPTIONS = {
 SCANNED = "shards.json"  # in the output folder: what was found in the shards
 
 
-def manifests(hparams):
+def manifests(hparams, *, training=True):
     """Prepares the corpus, or reads the CSV files, that the hyperparameters name.
 
     Arguments
     ---------
     hparams : dict
+    training : bool
+        False: there is nothing to train, so training sets are not looked for.
 
     Returns
     -------
@@ -66,38 +68,64 @@ def manifests(hparams):
     Raises
     ------
     UserError
-        If the corpus is unknown, or only some of the three CSV files are given.
+        If the corpus is unknown, only some of the three CSV files are given, two of them have the
+        same name, or a training set is also a validation or test set.
     """
     on_shards = hparams["shards"] is not None  # then there is no training set
     parts = ("train", "valid", "test")
-    csvs = [hparams[f"{part}_csv"] for part in parts]
+    csvs = [names(hparams[f"{part}_csv"]) for part in parts]
     if on_shards and csvs[0]:
-        raise UserError(f"--shards and --train_csv {csvs[0]} are both given: give one of them")
+        raise UserError(f"--shards and --train_csv {csvs[0][0]} are both given: give one of them")
     root = hparams["data_folder"]
     if any(csvs):
         if not all(csvs[on_shards:]):
             raise UserError(
-                f"--train_csv, --valid_csv and --test_csv are {', '.join(map(str, csvs))}: "
+                "--train_csv, --valid_csv and --test_csv are "
+                f"{', '.join(str(hparams[f'{part}_csv']) for part in parts)}: "
                 "give all three (with --shards the latter two), or none and a --corpus"
             )
-        return tuple(
-            {Path(csv).stem: read_manifest(csv, data_root=root) for csv in names(value)}
-            for value in csvs
-        )
-    corpus = hparams["corpus"]
-    if corpus not in CORPORA:
+        _check_names([Path(csv) for part in csvs for csv in part])
+        splits = [{Path(csv).stem: csv for csv in part} for part in csvs]
+        read = partial(read_manifest, data_root=root)
+    else:
+        corpus = hparams["corpus"]
+        if corpus not in CORPORA:
+            raise UserError(
+                f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
+                "for another corpus give --train_csv, --valid_csv and --test_csv"
+            )
+        prepare, *defaults = CORPORA[corpus]
+        splits = [
+            dict.fromkeys(names(hparams[f"{part}_splits"]) or default)
+            for part, default in zip(parts, defaults)
+        ]
+        read = read_manifest
+    train, valid, tests = splits
+    if both := sorted(train.keys() & (valid.keys() | tests.keys())):
         raise UserError(
-            f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
-            "for another corpus give --train_csv, --valid_csv and --test_csv"
+            f"{', '.join(both)} is to train on and to validate or test on: its error rates would "
+            "say nothing; name other sets"
         )
-    prepare, *defaults = CORPORA[corpus]
-    splits = [names(hparams[f"{part}_splits"]) or default for part, default in zip(parts, defaults)]
-    if on_shards:
-        splits[0] = []
-    options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
-    every = list(dict.fromkeys(name for part in splits for name in part))
-    paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
-    return tuple({name: read_manifest(paths[name]) for name in part} for part in splits)
+    if on_shards or not training:
+        train.clear()
+    if not any(csvs):
+        options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
+        every = list(train | valid | tests)
+        paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
+        splits = [{name: paths[name] for name in part} for part in splits]
+    known = {path: read(path) for part in splits for path in part.values()}
+    return tuple({name: known[path] for name, path in part.items()} for part in splits)
+
+
+def _check_names(csvs):
+    """Sets are known by the name of their file, and so are the results."""
+    for one in csvs:
+        for other in csvs:
+            if one.stem == other.stem and one.absolute() != other.absolute():
+                raise UserError(
+                    f"{one} and {other} are two sets of one name, {one.stem}, by which results "
+                    "are written: rename one file"
+                )
 
 
 def names(value):
@@ -115,7 +143,8 @@ def spelling(hparams, train, others, symbols=()):
     ---------
     hparams : dict
     train, others : dict
-        From a set's name to its list of utterances.
+        From a set's name to its list of utterances. Without a training set, and with ``shards``,
+        the tokenizer is that of the run; shards are read for it once in a run's life.
     symbols : sequence of str
         Text that is one token, in a tokenizer that is trained here.
 
@@ -128,77 +157,93 @@ def spelling(hparams, train, others, symbols=()):
     UserError
         If utterances cannot be used, or vocab_size does not fit the text or the tokenizer.
     """
-    if hparams["shards"] is not None:
-        return shard_spelling(hparams, others)
     texts = [utterance.wrd for rows in train.values() for utterance in rows]
     path = Path(hparams["output_folder"]) / "tokenizer.model"
-    tokenizer = None
+    size = hparams["vocab_size"]
     if hparams["tokenizer_folder"] is not None:
-        tokenizer = data.take_tokenizer(
-            hparams["tokenizer_folder"], path, vocab_size=hparams["vocab_size"]
-        )
-    warnings = on_main(
-        check_manifests,
-        {**train, **others},
-        **limits(hparams),
-        spell=data.unspellable(texts, tokenizer),
-        training_splits=tuple(train),
-    )
-    for warning in warnings:
-        logger.warning(warning)
+        tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
+    elif hparams["shards"] is not None:
+        on_main(_spelling_of_shards, hparams, path)
+        tokenizer = data.load_tokenizer(path)
+    elif not train:
+        tokenizer = data.load_tokenizer(path)
+    else:
+        tokenizer = None
+    check(hparams, train, others, spell=data.unspellable(texts, tokenizer))
     if tokenizer is not None:
         return tokenizer
-    options = {
-        "vocab_size": hparams["vocab_size"],
-        "token_type": hparams["token_type"],
-        "symbols": symbols,
-    }
-    on_main(data.train_tokenizer, texts, path, **options)
-    return data.train_tokenizer(texts, path, **options)
+    on_main(
+        data.train_tokenizer,
+        texts,
+        path,
+        vocab_size=size,
+        token_type=hparams["token_type"],
+        symbols=symbols,
+        fixed=has_begun(hparams),
+    )
+    return data.load_tokenizer(path)
 
 
-def shard_spelling(hparams, others):
-    """As `spelling`, where training is on shards, which are read for it once in a run's life.
+def check(hparams, train, others, spell=None):
+    """Checks all sets in one report; the log tells warnings. See `check_manifests`.
 
     Arguments
     ---------
     hparams : dict
-    others : dict
-        From each set that is not on shards to its list of utterances.
+    train, others : dict
+        From a set's name to its list of utterances.
+    spell : callable or None
+        Returns why a transcript cannot be written in the tokens, or None.
+    """
+    warnings = on_main(
+        check_manifests,
+        {**train, **others},
+        spell=spell,
+        training_splits=tuple(train),
+        open_audio=hparams["test_csv"] is not None,
+    )
+    for warning in warnings:
+        logger.warning(warning)
 
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
+
+def to_train_on(hparams, train):
+    """Returns training sets without utterances that are too short or too long; the log tells them.
+
+    Arguments
+    ---------
+    hparams : dict
+    train : dict
+        From a set's name to its list of utterances.
 
     Raises
     ------
     UserError
-        As `spelling`.
+        If none is left of a set.
     """
-    folder = Path(hparams["output_folder"])
-    path, size = folder / "tokenizer.model", hparams["vocab_size"]
-    urls = urls_of(hparams["shards"])
+    kept = {}
+    for name, rows in train.items():
+        kept[name], report = sensible(rows, **limits(hparams))
+        if not kept[name]:
+            raise UserError(f"{name}: nothing to train on: {report}")
+        if report is not None:
+            logger.warning(f"{name}: {report}")
+    return kept
 
-    def train():
-        if scanned_amount(hparams) is None or not path.is_file():
-            texts, amount = shards.scan(urls, **limits(hparams))
-            data.train_tokenizer(texts, path, vocab_size=size, token_type=hparams["token_type"])
-            found = {"settings": scan_settings(hparams), "amount": asdict(amount)}
-            write_atomically(folder / SCANNED, json.dumps(found) + "\n")
 
-    if hparams["tokenizer_folder"] is not None:
-        tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
-    else:
-        on_main(train)
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    on_main(
-        check_manifests,
-        others,
-        **limits(hparams),
-        spell=data.unspellable([], tokenizer),
-        training_splits=(),
-    )
-    return tokenizer
+def has_begun(hparams):
+    """Whether the run has saved weights, which depend on its tokens or classes."""
+    return any(hparams["checkpointer"].checkpoints_dir.glob("CKPT*"))
+
+
+def _spelling_of_shards(hparams, path):
+    """Trains a tokenizer on the transcripts of shards, and notes how much they hold."""
+    if scanned_amount(hparams) is not None and path.is_file():
+        return
+    texts, amount = shards.scan(urls_of(hparams["shards"]), **limits(hparams))
+    settings = {key: hparams[key] for key in ("vocab_size", "token_type")}
+    data.train_tokenizer(texts, path, **settings, fixed=has_begun(hparams))
+    found = {"settings": scan_settings(hparams), "amount": asdict(amount)}
+    write_atomically(path.with_name(SCANNED), json.dumps(found) + "\n")
 
 
 def scan_settings(hparams):
@@ -217,5 +262,5 @@ def scanned_amount(hparams):
 
 
 def limits(hparams):
-    """Shortest and longest sensible duration, in seconds."""
+    """Of the shortest and the longest utterance to train on, in seconds."""
     return {key: hparams[key] for key in ("min_seconds", "max_seconds")}

@@ -3,21 +3,24 @@
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import WDS_AVAILABLE
 from speechbrain.dataio.iterators import dynamic_bucketed_batch
+from speechbrain.utils.logger import get_logger
 
-from speechbrain_summarymixing.corpora.manifest import listed
+from speechbrain_summarymixing.corpora.manifest import listed, sensible
 from speechbrain_summarymixing.corpora.shards import read_shard
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training import data
 
 if WDS_AVAILABLE:
     import webdataset
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,23 +32,17 @@ class Amount:
     seconds: float
 
 
-def unfit(utterance, *, min_seconds, max_seconds, spell=None):
+def unfit(utterance, *, spell=None):
     """Says why an utterance cannot be used, or None.
 
     Arguments
     ---------
     utterance : corpora.shards.ShardUtterance
-    min_seconds, max_seconds : float
-        Shortest and longest sensible duration.
     spell : callable or None
         Returns why a transcript cannot be written in the tokens, or None.
     """
-    seconds = utterance.duration
-    if not (math.isfinite(seconds) and min_seconds <= seconds <= max_seconds):
-        return (
-            f"{utterance}: {seconds:g} s, outside {min_seconds:g} to {max_seconds:g} s "
-            "(--min_seconds and --max_seconds)"
-        )
+    if not (math.isfinite(utterance.duration) and utterance.duration > 0):
+        return f"{utterance}: {utterance.duration:g} s is no duration"
     if not utterance.wrd.strip():
         return f"{utterance}: empty transcript"
     if spell is not None and (reason := spell(utterance.wrd)):
@@ -60,7 +57,7 @@ def scan(urls, **limits):
     ---------
     urls : list of str
     **limits
-        As for `unfit`.
+        As for `corpora.manifest.sensible`: utterances outside are left out, and the log tells them.
 
     Returns
     -------
@@ -72,29 +69,33 @@ def scan(urls, **limits):
     UserError
         If utterances cannot be used, or a folder of shards does not hold as many as it should.
     """
-    texts, problems, where, seconds = [], [], {}, 0.0
+    utterances, problems, where = [], [], {}
     for url in urls:
         for utterance in read_shard(url, audio=False):
-            if reason := unfit(utterance, **limits):
+            if reason := unfit(utterance):
                 problems.append(reason)
             if utterance.ID in where:
                 problems.append(f"{utterance}: also in {where[utterance.ID]}")
             where[utterance.ID] = url
-            texts.append(utterance.wrd)
-            seconds += utterance.duration
+            utterances.append(utterance)
     if problems:
         raise UserError(
             listed(f"{len(problems)} utterances of the shards cannot be used", problems)
             + "\nmend them or leave them out, and write the shards anew"
         )
-    amount = Amount(len(urls), len(texts), seconds)
     told = _told(urls)
-    if told is not None and told.shards == amount.shards and told.utterances != amount.utterances:
+    if told is not None and told.shards == len(urls) and told.utterances != len(utterances):
         raise UserError(
-            f"{Path(urls[0]).parent}: its shards hold {amount.utterances} utterances, but "
+            f"{Path(urls[0]).parent}: its shards hold {len(utterances)} utterances, but "
             f"{told.utterances} by shards.json: copy or write them anew"
         )
-    return texts, amount
+    kept, report = sensible(utterances, **limits)
+    if not kept:
+        raise UserError(f"nothing to train on: {report}")
+    if report is not None:
+        logger.warning(report)
+    amount = Amount(len(urls), len(kept), sum(utterance.duration for utterance in kept))
+    return [utterance.wrd for utterance in kept], amount
 
 
 def amount_beside(urls):
@@ -115,10 +116,13 @@ def amount_beside(urls):
 def _told(urls):
     folders = {Path(url.removeprefix("file:")).parent for url in urls}
     try:
-        [folder] = folders
-        return Amount(**json.loads((folder / "shards.json").read_text(encoding="utf-8")))
+        told = [
+            Amount(**json.loads((folder / "shards.json").read_text(encoding="utf-8")))
+            for folder in folders
+        ]
     except (OSError, ValueError, TypeError):
         return None
+    return Amount(*(sum(part) for part in zip(*map(astuple, told))))
 
 
 def epoch_steps(amount, *, batch_seconds, max_batch_size, processes=1):
@@ -156,6 +160,8 @@ class ShardReader:
     seed : int
     check : callable or None
         Returns why a `corpora.shards.ShardUtterance` cannot be used, or None.
+    min_seconds, max_seconds : float
+        Utterances that are shorter or longer are left out.
     rank, processes : int
         Of this process and of all.
     **reading
@@ -172,12 +178,15 @@ class ShardReader:
         num_buckets,
         seed,
         check=None,
+        min_seconds=0.0,
+        max_seconds=math.inf,
         rank=0,
         processes=1,
         **reading,
     ):
         self.urls, self.tokenizer, self.check, self.reading = urls, tokenizer, check, reading
         self.seed, self.rank, self.processes = seed, rank, processes
+        self._shortest, self._longest = min_seconds, max_seconds
         self.steps_before = 0  # optimiser steps of a run that goes on: it hears another order
         self._passes = 0
         self._random = random.Random()
@@ -209,10 +218,14 @@ class ShardReader:
             for utterance in read_shard(url):
                 if self.check is not None and (reason := self.check(utterance)):
                     raise UserError(f"{reason}: mend it, and write the shards anew")
-                empty = False
-                yield utterance
+                if self._shortest <= utterance.duration <= self._longest:
+                    empty = False
+                    yield utterance
         if empty:  # the stream would end
-            raise UserError(f"{', '.join(urls)}: no utterance: leave such shards out")
+            raise UserError(
+                f"{', '.join(urls)}: no utterance of {self._shortest:g} to {self._longest:g} s: "
+                "leave such shards out, or change --min_seconds and --max_seconds"
+            )
 
     def _batches(self, utterances):
         return dynamic_bucketed_batch(

@@ -13,6 +13,7 @@ from speechbrain_summarymixing.corpora.manifest import (
     probe,
     read_manifest,
     remade,
+    sensible,
     write_manifest,
 )
 from speechbrain_summarymixing.errors import UserError
@@ -63,6 +64,8 @@ def test_columns_of_other_recipes(tmp_path):
         (b"ID,duration,wav,wrd\n", "has no utterance"),
         (b"ID,duration,wav,wrd\na,1.0,x.wav\n", "line 2: no value for wrd"),
         (b"ID,duration,wav,wrd\na,long,x.wav,A\n", "line 2: duration is 'long'"),
+        (b"ID,duration,wav,wrd\n,1.0,x.wav,A\n", "line 2: no value for ID"),
+        (b'ID,duration,wav,wrd\na,1.0,x.wav,"' + b"A" * 200000, "is a quotation mark open"),
     ],
 )
 def test_unreadable_manifests(tmp_path, content, message):
@@ -78,8 +81,8 @@ def test_one_report_of_every_problem(wav, tmp_path):
     manifests = {
         "train": [
             Utterance("gone", 1.0, str(tmp_path / "gone.wav"), "s", "A"),
-            Utterance("short", 0.01, wav, "s", "A"),
-            Utterance("long", 1e5, wav, "s", "A"),
+            Utterance("none", 0.0, wav, "s", "A"),
+            Utterance("less", -1.0, wav, "s", "A"),
             Utterance("nan", math.nan, wav, "s", "A"),
             Utterance("silent", 1.0, wav, "s", "  "),
             Utterance("foreign", 1.0, wav, "s", "É"),
@@ -94,8 +97,8 @@ def test_one_report_of_every_problem(wav, tmp_path):
     report = str(error.value)
     for expected in (
         "1 missing audio files:\n  train: gone",
-        "3 durations outside 0.1 to 60 s",
-        "train: short: 0.01 s",
+        "3 durations that are not above 0",
+        "train: less: -1 s",
         "1 empty transcripts:\n  train: silent",
         "train: foreign: no É",
         "2 IDs that occur more than once",
@@ -108,8 +111,45 @@ def test_one_report_of_every_problem(wav, tmp_path):
 
 def test_a_long_report_is_cut_and_counted(wav):
     rows = [Utterance(str(i), 0.0, wav, "", "A") for i in range(50)]
-    with pytest.raises(UserError, match="50 durations outside(.|\n)*… and 30 more"):
+    with pytest.raises(UserError, match="50 durations that are not above 0(.|\n)*… and 30 more"):
         check_manifests({"train": rows})
+
+
+def test_audio_is_opened_and_its_duration_compared(wav, tmp_path):
+    whole, cut = tmp_path / "whole.flac", tmp_path / "cut.flac"
+    soundfile.write(whole, numpy.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "text.wav").write_text("no audio")
+    rows = [
+        Utterance("near", 0.55, wav, "", "A"),
+        Utterance("absurd", 1e5, wav, "", "A"),
+        Utterance("little", 0.3, wav, "", "A"),
+        Utterance("cut", 1.0, str(cut), "", "A"),
+        Utterance("text", 1.0, str(tmp_path / "text.wav"), "", "A"),
+        Utterance("gone", 1.0, str(tmp_path / "gone.wav"), "", "A"),
+        Utterance("whole", 1.0, str(whole), "", "A"),
+    ]
+    with pytest.raises(UserError) as error:
+        check_manifests({"train": rows}, open_audio=True, progress=False)
+    report = str(error.value)
+    for expected in (
+        "2 durations that are not the audio's:\n  train: absurd: 100000 s, but the audio has 0.5 s",
+        "train: little: 0.3 s",
+        "2 unreadable audio files:\n  train: cut: ",
+        "cut short, the last of its 16000 samples is not there",
+        "1 missing audio files:\n  train: gone",
+    ):
+        assert expected in report, expected
+    assert "near" not in report and "whole:" not in report
+    check_manifests({"train": rows[:1]}, open_audio=True, progress=False)
+
+
+def test_what_is_too_short_or_too_long_to_train_on_is_left_out_and_told(wav):
+    rows = [Utterance(str(seconds), seconds, wav, "", "A") for seconds in (0.05, 0.1, 30.0, 35.0)]
+    kept, report = sensible(rows, min_seconds=0.1, max_seconds=30.0)
+    assert [u.duration for u in kept] == [0.1, 30.0]
+    assert "2 of 4 utterances (0.01 h)" in report and "35.0: 35 s" in report
+    assert sensible(kept, min_seconds=0.1, max_seconds=30.0) == (kept, None)
 
 
 def test_shared_speakers_are_a_warning(wav):

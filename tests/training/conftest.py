@@ -66,6 +66,19 @@ def noises(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def corrupt(tmp_path):
+    """A function that writes a file as long as an utterance, which only reading finds to be bad."""
+
+    def write(row):
+        path = tmp_path / "corrupt.wav"
+        samples = numpy.full(round(16000 * float(row["duration"])), numpy.nan)
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+        return str(path)
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def meanings(noises, tmp_path_factory):
     """As `noises`, with semantics in place of words."""

@@ -49,6 +49,33 @@ def trained(arguments, tmp_path_factory):
     return folder
 
 
+def test_the_classes_of_the_weights_are_kept(arguments, classes, tmp_path):
+    csvs = {f"{split}_csv": tmp_path / f"{split}.csv" for split in ("train", "valid", "test")}
+
+    def write(long):
+        for path in csvs.values():
+            rows = read_manifest(classes / path.name)
+            write_manifest(path, [replace(r, wrd=r.wrd.replace("long", long)) for r in rows])
+
+    def run(*options):
+        command = arguments(tmp_path / "out", number_of_epochs=1, **csvs)
+        experiment.run([*command, *options], Classification)
+        return (tmp_path / "out/results.json").read_text()
+
+    with pytest.raises(SystemExit, match="nothing to test: train first"):
+        write("long")
+        run("--test_only")
+    results = run()
+    write("very")
+    with pytest.raises(SystemExit, match="trained with the classes long, short, not short, very"):
+        run()
+    with pytest.raises(SystemExit, match="utterances of classes that training does not have"):
+        run("--test_only")
+    write("long")
+    csvs["train_csv"].unlink()
+    assert run("--test_only") == results
+
+
 def test_there_are_systems():
     assert len(SYSTEMS) >= 4
 

@@ -47,6 +47,27 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
     assert "--zzz" in str(error.value) and "see the keys of" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("lr: fast", "--lr is 'fast', but must be a number"),
+        ("lr: null", "--lr is None, but must be a number"),
+        ("lr: true", "--lr is True, but must be a number"),
+        ("lr: 0", "--lr is 0, but must be above 0"),
+        ("width: 1.5", "--width is 1.5, but must be a whole number"),
+        ("passed: x", "--passed is 'x', but must be a whole number"),
+        ("flag: 1", "--flag is 1, but must be True or False"),
+        ("word", "'word' is no option: write --key value"),
+        ("sizes: [x]", "system.yaml with these options cannot be made: .*'x'"),
+    ],
+)
+def test_values_of_another_kind(system, option, message):
+    with open(system.parent / "parts/part.yaml", "a") as part:
+        part.write("flag: False\nmade: !apply:numpy.array [!ref <sizes>, float]\n")
+    with pytest.raises(UserError, match=message):
+        load_hyperparams(system, option)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="absent.yaml.*No such file.*give the path"):
         load_hyperparams(tmp_path / "absent.yaml")

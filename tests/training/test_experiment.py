@@ -101,6 +101,75 @@ def test_test_only_gives_the_same_again(trained, command, capsys):
     assert json.loads((trained / "results.json").read_text())["test"] == before
 
 
+def test_test_only_needs_no_training_set(train, noises, tmp_path):
+    moved = tmp_path / "train.csv"
+    shutil.copy(noises / "train.csv", moved)
+    results = (train(train_csv=moved) / "results.json").read_text()
+    moved.unlink()
+    assert (train(train_csv=moved, test_only=True) / "results.json").read_text() == results
+
+
+def test_other_transcripts_than_the_weights_are_refused(train, noises, tmp_path):
+    path = tmp_path / "train.csv"
+    shutil.copy(noises / "train.csv", path)
+    before = (train(train_csv=path, number_of_epochs=1) / "tokenizer.model").read_bytes()
+    changed_manifest(noises, path, lambda rows: rows[0].update(wrd="ZOO"))
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="trained with the tokens of other transcripts"):
+            train(train_csv=path)
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == before
+    shutil.copy(noises / "train.csv", path)
+    train(train_csv=path)
+
+
+def test_sets_of_one_name_and_sets_for_all_purposes_are_refused(train, noises, tmp_path):
+    other = tmp_path / "train.csv"
+    shutil.copy(noises / "test.csv", other)
+    for options in ({"test_csv": other}, {"train_csv": f"{noises / 'train.csv'},{other}"}):
+        with pytest.raises(SystemExit, match="are two sets of one name, train, by which results"):
+            train(**options)
+    with pytest.raises(SystemExit, match="train is to train on and to validate or test on"):
+        train(valid_csv=noises / "train.csv")
+    with pytest.raises(SystemExit, match="dev is to train on and to validate or test on"):
+        train(train_csv="null", valid_csv="null", test_csv="null", train_splits="train,dev")
+
+
+def test_long_audio_is_left_out_of_training_and_tested(train, noises):
+    longest = sorted(manifest(noises, "train").values(), key=lambda row: float(row["duration"]))[-1]
+    folder = train(max_seconds=float(longest["duration"]) - 0.01, number_of_epochs=1)
+    told = "train: 1 of 24 utterances (0.00 h) are left out of training: outside 0.1 to"
+    log = (folder / "log.txt").read_text()
+    assert told in log and f"{longest['ID']}: " in log
+    shutil.rmtree(folder)
+    with pytest.raises(SystemExit, match="train: nothing to train on: 24 of 24 utterances"):
+        train(max_seconds=0.2)
+    assert json.loads(
+        (train(max_seconds=0.9, number_of_epochs=1) / "results.json").read_text()
+    )["test"]["test"]["utterances"] == len(manifest(noises, "test"))  # fmt: skip
+    assert max(float(row["duration"]) for row in manifest(noises, "test").values()) > 0.9
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lr": "fast"}, "--lr is 'fast', but must be a number"),
+        ({"grad_accumulation_factor": 0}, "--grad_accumulation_factor is 0, but must be 1 or more"),
+        ({"eval_precision": "fp16"}, "--eval_precision is fp16, which .* --eval_precision bf16"),
+        ({"token_type": "words"}, "token_type is 'words', but must be one of bpe, unigram, char"),
+    ],
+)
+def test_values_that_no_run_can_have(train, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(command, tmp_path):
+    arguments = [a for a in command(tmp_path) if a != "--device=cpu"]
+    with pytest.raises(SystemExit, match="--device is cuda, but torch finds no GPU: leave it out"):
+        experiment.run([*arguments, "--device=cuda"])
+
+
 def test_test_only_without_training_says_so(train):
     with pytest.raises(SystemExit, match="nothing to test: train first"):
         train(test_only=True)
@@ -167,11 +236,16 @@ def test_one_report_names_every_bad_utterance_before_training(train, noises, tmp
         rows[1]["duration"] = "0.0"
         rows[2]["wrd"] = ""
         rows[3]["ID"] = rows[4]["ID"]
+        cut = tmp_path / "cut.flac"
+        with open(rows[6]["wav"], "rb") as file:
+            cut.write_bytes(file.read()[:-100])
+        rows[6]["wav"] = str(cut)
+        rows[7]["duration"] = "999"
 
     path = changed_manifest(noises, tmp_path / "train.csv", spoil)
     with pytest.raises(SystemExit) as error:
         train(train_csv=path)
-    for expected in ("gone.flac", "train-1", "train-2", "train-4"):
+    for expected in ("gone.flac", "train-1", "train-2", "train-4", "cut.flac", "train-7: 999 s"):
         assert expected in str(error.value), expected
     assert not list((tmp_path / "out").glob("save/*"))
 
@@ -197,16 +271,14 @@ def test_characters_unknown_to_the_tokens_are_told_and_no_training_text_has_them
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_turns_out_corrupt_is_named(train, noises, tmp_path, num_workers):
+def test_a_file_that_turns_out_corrupt_is_named(train, noises, corrupt, tmp_path, num_workers):
     def spoil(rows):
-        bad = tmp_path / "corrupt.flac"
-        bad.write_bytes(open(rows[7]["wav"], "rb").read()[:200])
-        rows[7]["wav"] = str(bad)
+        rows[7]["wav"] = corrupt(rows[7])
 
     path = changed_manifest(noises, tmp_path / "train.csv", spoil)
     with pytest.raises(SystemExit) as error:
         train(train_csv=path, num_workers=num_workers)
-    assert "corrupt.flac" in str(error.value) and "Traceback" not in str(error.value)
+    assert "corrupt.wav" in str(error.value) and "Traceback" not in str(error.value)
 
 
 def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):

@@ -118,6 +118,36 @@ def test_other_tokens_than_the_recognisers_are_refused(made, command, tmp_path):
         experiment.run(command(tmp_path / "out", lm_folder=other, number_of_epochs=1))
 
 
+def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
+    shutil.copytree(made / "lm", tmp_path / "lm")
+    shutil.rmtree(tmp_path / "lm/save")  # as if stopped before the first checkpoint
+    (tmp_path / "more.txt").write_text("ONE\nTWO\nTHREE\n")
+    options = {
+        **corpus, **SMALL_LM, "output_folder": tmp_path / "lm", "lm_text": tmp_path / "more.txt",
+        "tokenizer_folder": made / "tokenizer", "optimizer_step_limit": 1,
+    }  # fmt: skip
+    yaml = f"{LIBRISPEECH}/LM/hparams/transformer.yaml"
+    language_model.run(arguments(pytestconfig.rootpath, yaml, options))
+    assert json.loads((tmp_path / "lm/results.json").read_text())["train_sentences"] == 115 + 3
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "cut", "other"])
+def test_what_is_no_language_model_is_told_before_training(made, command, tmp_path, kind):
+    folder = tmp_path / "lm"
+    shutil.copytree(made / "lm/pretrained", folder)
+    if kind == "tokenizer":
+        (folder / "hyperparams.yaml").unlink()
+    elif kind == "cut":
+        (folder / "lm.ckpt").write_bytes((folder / "lm.ckpt").read_bytes()[:1000])
+    else:
+        torch.save({"other": torch.zeros(1)}, folder / "lm.ckpt")
+    with pytest.raises(
+        SystemExit, match="--lm_folder is .*(no hyperparams.yaml|lm.ckpt is damage)"
+    ):
+        experiment.run(command(tmp_path / "out", lm_folder=folder))
+    assert not list((tmp_path / "out").glob("save/CKPT*"))
+
+
 @pytest.mark.parametrize(
     "option, message",
     [

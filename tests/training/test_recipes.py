@@ -1,6 +1,8 @@
 """Recipes at the paper's size: they build, and have the published numbers of parameters."""
 
 import json
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ from speechbrain.inference.ASR import EncoderDecoderASR
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.corpora.text import normalize_text
-from speechbrain_summarymixing.training import experiment, sets
+from speechbrain_summarymixing.training import experiment, language_model, sets
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams
 from speechbrain_summarymixing.training.understanding import Understanding
 
 ROOT = Path(__file__).parents[2]
+MINI = sorted(ROOT.glob("hparams/*.yaml"))
+AN4 = sorted(ROOT.glob("recipes/AN4/ASR/hparams/*.yaml"))
 PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
 RECIPES = sorted(ROOT.glob("recipes/*/ASR/**/hparams/*.yaml"))
 CLASSIFICATION = sorted(ROOT.glob("recipes/Google-speech-commands/hparams/*.yaml"))
@@ -26,7 +30,8 @@ LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
 
 def built(yaml, **options):
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return load_hyperparams(yaml, {"output_folder": "unused", **options})
+        with tempfile.TemporaryDirectory() as folder:  # the checkpointer makes one
+            return load_hyperparams(yaml, {"output_folder": folder, **options})
 
 
 def millions(*modules):
@@ -38,11 +43,15 @@ def test_there_are_recipes():
     assert len(UNDERSTANDING) >= 6
 
 
-@pytest.mark.parametrize("yaml", PAPER_SIZE, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "yaml", [*MINI, *AN4, *PAPER_SIZE], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_full_size(yaml):
     hparams = built(yaml)
-    small = "small" in yaml.stem
-    assert (10 if small else 50) < millions(hparams["model"]) < (25 if small else 140)
+    low, high = (50, 140) if yaml in PAPER_SIZE else (1, 5)
+    if "small" in yaml.stem:
+        low, high = 10, 25
+    assert low < millions(hparams["model"]) < high
     with FakeTensorMode(allow_non_fake_inputs=True):
         frames = torch.rand(2, 40, hparams["front_end_output"])
         tokens = torch.ones(2, 5, dtype=torch.long)
@@ -50,6 +59,14 @@ def test_full_size(yaml):
     stride = hparams["transformer"].encoder.stride
     assert encoded.shape == (2, 40 // stride, hparams["d_model"])
     assert hparams["seq_lin"](decoded).shape == (2, 5, hparams["vocab_size"])
+
+
+def test_full_size_of_the_language_model():
+    hparams = built(ROOT / "recipes/LibriSpeech/LM/hparams/transformer.yaml")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        scores = hparams["lm_model"](torch.ones(2, 5, dtype=torch.long))
+    assert scores.shape == (2, 5, 5000)
+    assert 90 < millions(hparams["lm_model"]) < 97  # 12 layers of 768
 
 
 @pytest.mark.parametrize(
@@ -62,6 +79,18 @@ def test_full_size_of_understanding_and_keywords(yaml):
     with FakeTensorMode(allow_non_fake_inputs=True):
         encoded = hparams["transformer"].encode(torch.rand(2, 40, hparams["front_end_output"]))
     assert encoded.shape == (2, 40, hparams["d_model"])
+
+
+def test_the_readmes_table_of_parameters():
+    text = (LIBRISPEECH.parent / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`.*\| ([\d.]+) \| ([\d.]*) *\|$", text, re.MULTILINE)
+    assert {name for name, _, _ in rows} == {yaml.stem for yaml in LIBRISPEECH.glob("*.yaml")}
+    for name, whole, encoder in rows:
+        hparams = built(LIBRISPEECH / f"{name}.yaml")
+        assert millions(hparams["model"]) == pytest.approx(float(whole), abs=0.0501), name
+        if encoder:
+            counted = millions(hparams["transformer"].encoder)
+            assert counted == pytest.approx(float(encoder), abs=0.0501), name
 
 
 @pytest.mark.parametrize(
@@ -114,11 +143,40 @@ def after_a_step_and_a_decode(task, arguments):
 
 
 def test_common_voice_in_persian(command, tmp_path, speech_data):
+    clips = speech_data / "CommonVoice/fa"
+    corpus = {
+        "corpus": "commonvoice", "data_folder": clips, "language": "fa", "vocab_size": 60,
+        "train_splits": "train", "valid_splits": "dev", "test_splits": "test",
+    }  # fmt: skip
+
+    def arguments(yaml, **options):
+        options = {**corpus, "output_folder": tmp_path / yaml.split("/")[0], **options}
+        listed = [f"--{key}={value}" for key, value in options.items()]
+        return [
+            str(ROOT / "recipes/LibriSpeech" / yaml),
+            "--noprogressbar",
+            "--device=cpu",
+            *listed,
+        ]
+
+    experiment.run_tokenizer(arguments("Tokenizer/hparams/unigram5000.yaml"))
+    spelled = {"tokenizer_folder": tmp_path / "Tokenizer"}
+    language_model.run(
+        arguments(
+            "LM/hparams/transformer.yaml",
+            **spelled,
+            d_model=16,
+            nhead=2,
+            num_encoder_layers=1,
+            d_ffn=16,
+            number_of_epochs=1,
+            num_workers=0,
+        )  # fmt: skip
+    )
     options = {
-        "train_csv": "null", "valid_csv": "null", "test_csv": "null",
-        "data_folder": speech_data / "CommonVoice/fa", "language": "fa", "vocab_size": 60,
-        "number_of_epochs": 1, "optimizer_step_limit": 2, "batch_seconds": 30,
-        "max_decode_ratio": 0.1,
+        "train_csv": "null", "valid_csv": "null", "test_csv": "null", **corpus, **spelled,
+        "lm_folder": tmp_path / "LM/pretrained", "number_of_epochs": 1, "optimizer_step_limit": 2,
+        "batch_seconds": 30, "max_decode_ratio": 0.05,
     }  # fmt: skip
     yaml = "recipes/CommonVoice/ASR/transformer/hparams/sumformer.yaml"
     experiment.run(command(tmp_path, yaml=yaml, **options))
@@ -128,6 +186,8 @@ def test_common_voice_in_persian(command, tmp_path, speech_data):
     sentence = "می\u200cخواهم بروم"  # a zero-width non-joiner stands within the first word
     assert model.tokenizer.decode(model.tokenizer.encode("سلام")) == "سلام"
     assert sentence.split()[0] == normalize_text(sentence, "fa")[0].split()[0]
+    assert "transformerlm" in model.hparams.scorer.full_scorers
+    assert isinstance(model.transcribe_file(str(next(clips.glob("clips/*.mp3")))), str)
 
 
 def test_recipe_files_are_short():

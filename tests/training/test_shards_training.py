@@ -275,17 +275,37 @@ def test_bad_utterances_are_named_before_training_or_when_read(train, noises, to
     with pytest.raises(SystemExit, match="train-0 in .*shard-000000.tar: cannot be spelled.*: É"):
         train(shards=url, tokenizer_folder=tokenizer[1])
     with pytest.raises(UserError) as error:
-        shards.scan([url, url], min_seconds=0.1, max_seconds=1.0)
-    assert "outside 0.1 to 1 s" in str(error.value) and "also in" in str(error.value)
+        shards.scan([url, url], **LIMITS)
+    assert "24 utterances of the shards cannot be used" in str(error.value)
+    assert f"train-0 in {url}: also in {url}" in str(error.value)
+
+
+def test_utterances_too_long_to_train_on_are_left_out(reader, pattern, noises, caplog):
+    kept = {u.ID for u in read_manifest(noises / "train.csv") if u.duration <= 1.0}
+    assert 5 < len(kept) < 24
+    assert set(ids(loaded(reader(max_seconds=1.0).dataset(1)))) == kept
+    texts, amount = shards.scan(urls_of(pattern), min_seconds=0.1, max_seconds=1.0)
+    assert len(texts) == amount.utterances == len(kept)
+    assert f"{24 - len(kept)} of 24 utterances" in caplog.text
+    with pytest.raises(UserError, match="no utterance of 0 to 0.2 s: leave such shards out, or"):
+        loaded(reader(max_seconds=0.2).dataset(1))
+    with pytest.raises(UserError, match="nothing to train on: 24 of 24"):
+        shards.scan(urls_of(pattern), min_seconds=0.1, max_seconds=0.2)
+
+
+def test_the_amount_of_shards_in_several_folders(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    urls = urls_of(f"{folder}/shard-{{000000..000005}}.tar::{tmp_path}/other/shard-000000.tar")
+    told = shards.amount_beside(urls)
+    one = shards.amount_beside(urls[:6])
+    assert (told.shards, told.utterances) == (7, 28)
+    assert told.seconds == pytest.approx(one.seconds * 7 / 6)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_audio_that_turns_out_corrupt_is_named(train, noises, tmp_path, num_workers):
+def test_audio_that_turns_out_corrupt_is_named(train, noises, corrupt, tmp_path, num_workers):
     def spoil(rows):
-        bad = tmp_path / "corrupt.flac"
-        with open(rows[7]["wav"], "rb") as file:
-            bad.write_bytes(file.read()[:200])
-        rows[7]["wav"] = str(bad)
+        rows[7]["wav"] = corrupt(rows[7])
 
     url = rewritten(noises, tmp_path, spoil)
     with pytest.raises(SystemExit) as error:
