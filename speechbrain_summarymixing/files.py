@@ -26,6 +26,27 @@ def write_atomically(path, content):
         temporary.unlink(missing_ok=True)
 
 
+def read_lines(path):
+    """Returns the lines of a corpus's text file.
+
+    Arguments
+    ---------
+    path : Path
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(
+            f"{path}: cannot read this file ({reason}): mend it, or unpack the corpus again"
+        ) from error
+
+
 def made_once(path, source, make, *, refusal=None):
     """Makes a file, unless its stamp says that it was made from the same before.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import read_lines
 
 SPLITS = ("train", "valid", "test")
 LINE = re.compile(r"^(?:<s>)?(?P<words>.*?)(?:</s>)?\s*\((?P<key>[^()\s]+)\)\s*$")
@@ -83,7 +84,7 @@ def _official(folder, part):
             )
     words = _transcripts(lines)
     rows, problems = [], []
-    for name in names.read_text().split():
+    for name in filter(None, map(str.strip, read_lines(names))):
         key, wav = name.split("/")[-1], folder / "wav" / f"{name}.sph"
         if key not in words:
             problems.append(f"{key}: no transcript in {lines}")
@@ -99,9 +100,15 @@ def _official(folder, part):
 
 def _transcripts(path):
     words = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
         match = LINE.match(line.strip())
         if match is None:
             raise UserError(f"{path}, line {number}: {line!r} is not 'WORDS (ID)': mend it")
-        words[match["key"]] = " ".join(match["words"].split())
+        said = " ".join(match["words"].split())
+        if words.setdefault(match["key"], said) != said:
+            raise UserError(
+                f"{path}, line {number}: {match['key']} has another transcript before: keep one"
+            )
     return words

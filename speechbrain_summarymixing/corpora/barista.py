@@ -64,8 +64,10 @@ def prepare(
     rows = sorted(_rows(table))
     if not 3 <= folds <= len(rows):
         raise UserError(f"folds is {folds}, but must be 3 to {len(rows)}, the utterances there are")
-    if not 0 <= fold < folds:
-        raise UserError(f"fold is {fold}, but must be 0 to {folds - 1}")
+    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < folds:
+        raise UserError(
+            f"fold is {fold!r}, but must be 0 to {folds - 1}, a whole number: give another --fold"
+        )
     Random(seed).shuffle(rows)
     dealt = [rows[number::folds] for number in range(folds)]
     test, valid, *train = dealt[fold:] + dealt[:fold]
@@ -122,7 +124,7 @@ def _fields(line):
         content = json.loads(line["semantics"])
         slots = tuple((name, value.strip()) for name, value in content["slots"].items())
         meaning = Semantics({"intent": content["intent"]}, slots)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"semantics is {line['semantics'][:80]!r}, but must be JSON with an intent and slots"
         ) from error

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import read_lines
 
 
 def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
@@ -64,15 +65,7 @@ def _transcripts(files):
     """From each ID to its transcripts, and from these to a file that has them."""
     words = {}
     for file in files:
-        try:
-            content = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise UserError(
-                f"{file}: cannot read these transcripts ({reason}): mend the file, or unpack the "
-                "corpus again"
-            ) from error
-        for line in content.splitlines():
+        for line in read_lines(file):
             key, _, text = line.strip().partition(" ")
             if key:
                 words.setdefault(key, {})[text.strip()] = file

@@ -59,7 +59,7 @@ def parse(text, names=None):
     """
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"is no JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get(ENTITIES), list):
         raise ValueError(f"is no object with a list of {ENTITIES}")
@@ -76,7 +76,12 @@ def parse(text, names=None):
         if not all(isinstance(value, str) and value.strip() for value in entity.values()):
             raise ValueError(f"has an entity {entity!r} whose type or filler is no text")
         entities.append((entity["type"], entity["filler"]))
-    return Semantics(labels, tuple(entities))
+    meaning = Semantics(labels, tuple(entities))
+    try:
+        meaning.text().encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a character, {error.object[error.start]!r}") from error
+    return meaning
 
 
 def _without_repeats(pairs):

@@ -41,7 +41,8 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, workers=None, progress=T
     Raises
     ------
     UserError
-        If the folder is not SLURP, a split or audio is missing, or a line cannot be used.
+        If the folder is not SLURP, a split or audio is missing, a split has no recording, or a line
+        cannot be used.
     """
     folder = Path(data_folder).absolute()
     speakers = _speakers(folder / TEXTS / METADATA)
@@ -55,6 +56,11 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, workers=None, progress=T
             for content, meaning in read_lines(lines)
             for name in (recording["file"] for recording in content["recordings"])
         ]
+        if not rows:
+            raise UserError(
+                f"{lines}: none of its lines has a recording, and each recording is an utterance: "
+                f"download the file again, or leave the split {split} out"
+            )
         if missing := [row[1] for row in rows if not Path(row[1]).is_file()]:
             raise UserError(
                 listed(f"{lines}: {len(missing)} of {len(rows)} recordings are missing", missing)
@@ -81,7 +87,7 @@ def read_lines(path):
     Returns
     -------
     list of tuple
-        Each line's content, a dict, and its `Semantics`.
+        The content, a dict, and the `Semantics` of each line that is not blank.
 
     Raises
     ------
@@ -101,13 +107,16 @@ def read_lines(path):
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
                 try:
                     content = json.loads(line)
                     lines.append((content, _meaning(content)))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     if isinstance(error, UnicodeDecodeError):
                         raise
-                    reason = "is no JSON" if isinstance(error, json.JSONDecodeError) else error
+                    no_json = isinstance(error, (json.JSONDecodeError, RecursionError))
+                    reason = "is no JSON" if no_json else error
                     raise UserError(
                         f"{path}, line {number}: {line.strip()[:80]!r} {reason}: mend the line, or "
                         "download the file again"

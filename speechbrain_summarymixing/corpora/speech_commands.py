@@ -4,14 +4,17 @@ The class of an utterance is in the manifest's column wrd. With the ten commands
 classes: these, unknown (any other word) and silence (stretches of the background noises).
 """
 
+import logging
 from pathlib import Path
 from random import Random
 
 import soundfile
 
-from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.audio import audio_info, read_audio
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
@@ -20,6 +23,7 @@ UNKNOWN, SILENCE = "unknown", "silence"
 NOISES = "_background_noise_"
 SAMPLE_RATE = 16000  # Hz, of the corpus
 PARTS = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}  # of each noise
+SHORTEST_NOISE = 10.0  # seconds: a tenth of it, the smallest part, holds a silence
 
 
 def prepare(
@@ -37,15 +41,16 @@ def prepare(
     Arguments
     ---------
     data_folder : str or Path
-        Holds a folder for each word, validation_list.txt and testing_list.txt.
+        Holds a folder for each word, validation_list.txt and testing_list.txt, whose lines of words
+        without a folder are left out.
     save_folder : str or Path
         Where ``<split>.csv`` go, and the silences, which are written as audio of a second.
     splits : sequence of str
         Of train, valid and test.
     words : str
         "all" that have a folder (35 in the whole corpus), "commands" (the ten commands, unknown
-        and silence), or some, such as "yes,no". Of unknown and silence there are as many as of a
-        command on average, drawn by the seed.
+        and silence), or two or more, such as "yes,no". Of unknown and silence there are as many as
+        of a command on average, drawn by the seed, silences from noises of 10 s or more.
     seed : int
     workers, progress
         As in `manifest.probe`.
@@ -58,7 +63,8 @@ def prepare(
     Raises
     ------
     UserError
-        If the folder is not the corpus, or a split, a word, a listed file or noises are missing.
+        If the folder is not the corpus, a split, a word, a listed file or noises are missing, or
+        there are fewer than two classes.
     """
     folder, save_folder = Path(data_folder).absolute(), Path(save_folder).absolute()
     unknown = [split for split in splits if split not in SPLITS]
@@ -67,13 +73,18 @@ def prepare(
     spoken = _spoken(folder)
     found = sorted({row[3] for rows in spoken.values() for row in rows})
     commands = words == "commands"
-    chosen = (
-        found if words == "all" else COMMANDS if commands else [w.strip() for w in words.split(",")]
-    )
+    named = dict.fromkeys(word.strip() for word in str(words).split(",") if word.strip())
+    chosen = found if words == "all" else COMMANDS if commands else list(named)
     if missing := [word for word in chosen if word not in found]:
         raise UserError(
             f"{folder} has no folder {', '.join(missing)}, but {', '.join(found)}: "
             "change --words or give the whole corpus as --data_folder"
+        )
+    if len(chosen) < 2:
+        raise UserError(
+            f"--words is {words!r}, which makes classes of {', '.join(chosen) or 'no word'} alone, "
+            f"but there must be 2 or more: give some of {', '.join(found)} with commas between "
+            "them, or the whole corpus as --data_folder"
         )
     noises = _noises(folder) if commands else []
     manifests = {}
@@ -117,10 +128,16 @@ def _spoken(folder):
         speaker = wav.stem.partition("_nohash_")[0]
         split = places.pop(f"{word}/{name}", "train")
         rows[split].append((f"{word}-{wav.stem}", str(wav), speaker, word))
-    if places:
+    missing = sorted(name for name in places if (folder / name).parent.is_dir())
+    if missing:
         raise UserError(
-            listed(f"{folder}: {len(places)} files of its lists are missing", sorted(places))
+            listed(f"{folder}: {len(missing)} files of its lists are missing", missing)
             + "\nunpack the corpus again, or take the lines out of the lists"
+        )
+    if places:
+        words = ", ".join(sorted({name.partition("/")[0] for name in places}))
+        logger.info(
+            "%s: no folder %s: %d lines of its lists are left out", folder, words, len(places)
         )
     if empty := [split for split, part in rows.items() if not part]:
         raise UserError(f"{folder}: no <word>/<name>.wav for {', '.join(empty)}: unpack it again")
@@ -128,13 +145,27 @@ def _spoken(folder):
 
 
 def _noises(folder):
+    """Paths of the noises of which every split has a part that holds a silence."""
     noises = sorted(map(str, (folder / NOISES).glob("*.wav")))
     if not noises:
         raise UserError(
             f"{folder / NOISES}: no .wav, of which silence is made: give the whole corpus, or "
             "--words all"
         )
-    return noises
+    seconds = {noise: audio_info(noise).seconds for noise in noises}
+    short = [noise for noise in noises if seconds[noise] < SHORTEST_NOISE]
+    rule = f"shorter than {SHORTEST_NOISE:g} s, of which a tenth holds no silence of a second"
+    if len(short) == len(noises):
+        raise UserError(
+            listed(
+                f"{folder / NOISES}: all {len(short)} noises are {rule}",
+                [f"{noise}: {seconds[noise]:.1f} s" for noise in short],
+            )
+            + "\ngive the whole corpus, whose noises last a minute, or --words all"
+        )
+    if short:
+        logger.info(listed(f"{len(short)} noises are left out: {rule}", short))
+    return [noise for noise in noises if noise not in short]
 
 
 def _silences(noises, split, count, seed):
@@ -152,7 +183,7 @@ def _write_silences(folder, silences):
             read[noise] = read_audio(noise, SAMPLE_RATE)
         waveform = read[noise]
         first, last = (round(edge * len(waveform)) for edge in PARTS[folder.name])
-        start = first + round(place * max(0, last - SAMPLE_RATE - first))
+        start = first + round(place * (last - SAMPLE_RATE - first))
         wav = folder / f"{index:05d}.wav"
         soundfile.write(wav, waveform[start : start + SAMPLE_RATE].numpy(), SAMPLE_RATE)
         rows.append((f"{SILENCE}-{folder.name}-{index:05d}", str(wav), "", SILENCE))

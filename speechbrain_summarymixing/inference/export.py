@@ -168,7 +168,7 @@ It knows the words and voices of its training data; on other speech expect more 
 """
 
 
-def export(hparams, results, interface=RECOGNITION):
+def export(hparams, results, interface=RECOGNITION, found=None):
     """Writes what is needed to use a trained model, and nothing of its training.
 
     The folder ``pretrained`` in the output folder is made anew: hyperparams.yaml, model.ckpt,
@@ -181,6 +181,8 @@ def export(hparams, results, interface=RECOGNITION):
     results : dict
         As `training.experiment.test` returns them; they go into the model card.
     interface : Interface
+    found : dict or None
+        What training found and the use of the model needs: more keys of hyperparams.yaml.
     """
     output_folder = Path(hparams.output_folder)
     folder = output_folder / "pretrained"
@@ -192,12 +194,13 @@ def export(hparams, results, interface=RECOGNITION):
     saved = (output_folder / "hyperparams.yaml").read_text(encoding="utf-8")
     lm_folder = getattr(hparams, "lm_folder", None)
     if lm_folder is None:
-        text = inference_yaml(saved, interface)
+        text = inference_yaml(saved, interface, found)
     else:
         shutil.copy(find_file(lm_folder, "lm.ckpt", option="--lm_folder"), new / "lm.ckpt")
         text = inference_yaml(
             saved,
             interface,
+            found,
             language_model_yaml(lm_folder),
             hparams.lm_weight,
             hparams.lm_temperature,
@@ -215,7 +218,9 @@ def export(hparams, results, interface=RECOGNITION):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def inference_yaml(text, interface, language_model=None, lm_weight=0.0, lm_temperature=1.0):
+def inference_yaml(
+    text, interface, found=None, language_model=None, lm_weight=0.0, lm_temperature=1.0
+):
     """Cuts a training's YAML down to what an interface needs.
 
     Arguments
@@ -223,6 +228,8 @@ def inference_yaml(text, interface, language_model=None, lm_weight=0.0, lm_tempe
     text : str
         The training's YAML with its references resolved, as SpeechBrain saves it.
     interface : Interface
+    found : dict or None
+        As for `export`.
     language_model : str or None
         YAML with the key ``lm_model``, which then joins in the search.
     lm_weight, lm_temperature : float
@@ -242,6 +249,7 @@ def inference_yaml(text, interface, language_model=None, lm_weight=0.0, lm_tempe
         )
         keys = ("lm_model", *keys)
     kept = ruamel.yaml.comments.CommentedMap((key, tree[key]) for key in keys)
+    kept.update(found or {})
     dumped = io.StringIO()
     yaml.dump(kept, dumped)
     lines = [line for line in dumped.getvalue().splitlines() if line.strip() and line[0] != "#"]

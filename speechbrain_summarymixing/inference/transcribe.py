@@ -153,11 +153,12 @@ def understand(model, files, **batches):
     Meaning
         One for each file, in their order; where the model wrote no semantics, its error tells what.
     """
+    names = getattr(model.hparams, "label_names", None)  # old exports lack them
     for said in transcribe(model, files, **batches):
         known = {"file": said.file, "seconds": said.seconds, "error": said.error}
         if said.error is None:
             try:
-                parse(said.text)
+                parse(said.text, names)
                 known["semantics"] = json.loads(said.text)
             except ValueError as error:
                 known["error"] = f"{said.file}: the model's output {said.text!r} {error}"

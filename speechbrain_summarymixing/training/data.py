@@ -108,8 +108,8 @@ def load_tokenizer(path):
     """
     if not Path(path).is_file():
         raise UserError(
-            f"{path}: no such file, so there is nothing to test: train first (without --test_only); "
-            "several machines need the output folder on a disk that they share"
+            f"{path}: no such file, so there is nothing to test: train first (without "
+            "--test_only); several machines need the output folder on a disk that they share"
         )
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))

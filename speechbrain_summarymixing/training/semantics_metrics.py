@@ -163,6 +163,40 @@ def summarize(rows, **options):
     return {**summary, "invalid": invalid, "utterances": len(rows)}
 
 
+def by_first_label(references, rows):
+    """What the accuracy of the first label, such as the scenario, is made of.
+
+    Arguments
+    ---------
+    references : list of Semantics
+        At least one.
+    rows : list of dict
+        Of `score`, for each.
+
+    Returns
+    -------
+    dict
+        ``<label>_accuracy_by_class``, from each value of the label to its accuracy, and
+        ``<label>_majority``, the share of the most frequent value; all in percent.
+
+    Example
+    -------
+    >>> from speechbrain_summarymixing.corpora.semantics import Semantics
+    >>> order = Semantics({"intent": "order"})
+    >>> by_first_label([order], [score(order, None)])
+    {'intent_accuracy_by_class': {'order': 0.0}, 'intent_majority': 100.0}
+    """
+    name, of_value = next(iter(references[0].labels)), {}
+    for reference, row in zip(references, rows):
+        of_value.setdefault(reference.labels[name], []).append(row[f"{name}_accuracy"])
+    return {
+        f"{name}_accuracy_by_class": {
+            value: 100.0 * sum(right) / len(right) for value, right in sorted(of_value.items())
+        },
+        f"{name}_majority": 100.0 * max(map(len, of_value.values())) / len(rows),
+    }
+
+
 def f_measure(counts):
     """F1 in percent of true positives, false positives and false negatives (3, ...).
 
@@ -223,7 +257,8 @@ def read_predictions(path):
         From file to `Semantics`, or None for an output that was invalid.
     """
     meanings = {}
-    for line in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()):
+    text = Path(path).read_text(encoding="utf-8")
+    for line in map(json.loads, filter(None, text.split("\n"))):
         file = line.pop("file")
         try:
             meanings[file] = parse(json.dumps(line))

@@ -8,7 +8,7 @@ from speechbrain.dataio.dataio import length_to_mask
 from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.corpora.semantics import parse, structure
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.export import UNDERSTANDING
+from speechbrain_summarymixing.inference.export import UNDERSTANDING, export
 from speechbrain_summarymixing.training import semantics_metrics, sets
 from speechbrain_summarymixing.training.asr import ASR
 
@@ -46,13 +46,13 @@ class Understanding(ASR):
                 + '\nwrite it as {"intent":"…","entities":[{"type":"…","filler":"…"}]}, with the '
                 "same labels in each"
             )
+        hparams["label_names"] = names  # for the export
         return super().prepare(hparams, train, others)
 
     @classmethod
     def tokenizer(cls, hparams, train, others):
         """Returns the tokenizer; see `sets.spelling`."""
-        names = next(list(parse(row.wrd).labels) for rows in train.values() for row in rows)
-        return sets.spelling(hparams, train, others, structure(names))
+        return sets.spelling(hparams, train, others, structure(hparams["label_names"]))
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the stage's clock and counts."""
@@ -83,12 +83,24 @@ class Understanding(ASR):
             self.understood[key] = meaning
 
     def scores(self, rows):
-        """Returns accuracies and F1 of a test set with 95% intervals; see `summarize`."""
-        counts = [semantics_metrics.score(parse(row.wrd), self.understood[row.ID]) for row in rows]
-        return semantics_metrics.summarize(counts)
+        """Returns accuracies and F1 of a test set; see `summarize` and `by_first_label`."""
+        meanings = [parse(row.wrd) for row in rows]
+        counts = [
+            semantics_metrics.score(meaning, self.understood[row.ID])
+            for meaning, row in zip(meanings, rows)
+        ]
+        return {
+            **semantics_metrics.summarize(counts),
+            **semantics_metrics.by_first_label(meanings, counts),
+        }
 
     def write_details(self, name, rows):
         """Writes ``predictions_<set>.jsonl``, as SLURP's own scorer reads it."""
         path = Path(self.hparams.output_folder) / f"predictions_{name}.jsonl"
         files = ((Path(row.wav).name, self.understood[row.ID]) for row in rows)
         semantics_metrics.write_predictions(path, files)
+
+    def export(self, results):
+        """Writes the folder ``pretrained``, which SpeechBrain's `EndToEndSLU` loads."""
+        names = self.hparams.label_names
+        export(self.hparams, results, self.interface, {"label_names": names})

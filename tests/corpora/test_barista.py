@@ -58,6 +58,10 @@ def test_every_utterance_is_tested_once_and_validated_once(corpus):
     [
         ({"fold": 5}, "fold is 5, but must be 0 to 4"),
         ({"fold": -1}, "fold is -1, but must be 0 to 4"),
+        ({"fold": "x"}, "fold is 'x', but must be 0 to 4, a whole number"),
+        ({"fold": 1.5}, "fold is 1.5, but must be 0 to 4, a whole number"),
+        ({"fold": None}, "fold is None, but must be 0 to 4, a whole number"),
+        ({"fold": True}, "fold is True, but must be 0 to 4, a whole number"),
         ({"folds": 2}, "folds is 2, but must be 3 to 10"),
         ({"folds": 11}, "folds is 11, but must be 3 to 10"),
         ({"splits": ["dev"]}, "there is no split dev: take train, valid, test"),
@@ -75,6 +79,7 @@ def test_wrong_settings(corpus, options, reason):
         (HEADER + "audio/order0.flac\t0.5\n", "line 2: no value for semantics: mend the line"),
         (HEADER + "a.flac\t0.5\t{\n", "line 2: semantics is '{', but must be JSON with an intent"),
         (HEADER + 'a.flac\t1\t{"intent": "x", "slots": {"y": 3}}\n', "line 2: semantics is"),
+        (HEADER + f"a.flac\t1\t{'[' * 100000}\n", r"line 2: semantics is '\[\[.*must be JSON"),
         (HEADER + 'a.flac\t1\t{"intent": "", "slots": {}}\n', "line 2: has intent ''"),
         (
             HEADER + f"audio/order0.flac\t1\t{json.dumps(ORDER)}\nb.flac\t1\t{json.dumps(ORDER)}\n",

@@ -97,8 +97,8 @@ def test_transcripts_that_cannot_be_read_are_named(corpus, content, reason):
     texts.mkdir() if content is None else texts.write_bytes(content)
     with pytest.raises(UserError) as error:
         prepare(corpus)
-    assert str(error.value).startswith(f"{texts}: cannot read these transcripts ({reason}")
-    assert "mend the file, or unpack" in str(error.value)
+    assert str(error.value).startswith(f"{texts}: cannot read this file ({reason}")
+    assert "mend it, or unpack" in str(error.value)
 
 
 def test_real_speech(speech_data, tmp_path):

@@ -24,6 +24,12 @@ def test_text_and_back(meaning):
     "text, reason",
     [
         ("", "is no JSON"),
+        ("[" * 100000, "is no JSON"),
+        ('{"intent":"\\ud800","entities":[]}', r"has half a character, '\\ud800'"),
+        (
+            '{"intent":"order","entities":[{"type":"drink","filler":"tea \\udc00"}]}',
+            r"has half a character, '\\udc00'",
+        ),
         ('{"intent":"order","entities":[', "is no JSON"),
         ("[]", "is no object with a list of entities"),
         ('{"intent":"order"}', "is no object with a list of entities"),

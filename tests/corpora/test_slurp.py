@@ -122,6 +122,7 @@ def test_missing_recordings_are_counted_and_named(corpus):
         (lambda c: c.update(entities=None), "is no object with scenario, action, tokens"),
         (lambda c: c["recordings"][0].update(file=3), "is no object with scenario, action, tok"),
         (lambda c: c.update(action=""), "has action '', which is no text"),
+        (lambda c: c.update(action="\ud800"), "has half a character"),
         (lambda c: c["entities"][1].update(span=[6, 7]), r"'time' of the tokens \[6, 7\].*0 to 6"),
         (lambda c: c["entities"][1].update(span=[]), r"'time' of the tokens \[\]"),
         (lambda c: c["entities"][0].update(span=[-1]), r"'date' of the tokens \[-1\]"),
@@ -134,6 +135,24 @@ def test_lines_that_are_not_slurps_are_named(corpus, change, reason):
         prepare(corpus)
 
 
+def test_blank_lines_are_passed_over_and_counted(corpus):
+    expected = read_manifest(prepare(corpus)["train"])
+    path = corpus / slurp.TEXTS / "train.jsonl"
+    lines = path.read_text().replace("\n", "\n \n") + "\n"
+    path.write_text(lines)
+    assert read_manifest(prepare(corpus)["train"]) == expected
+    path.write_text(lines + "{\n")
+    with pytest.raises(UserError, match="train.jsonl, line 6: '{' is no JSON"):
+        prepare(corpus)
+
+
+def test_a_split_without_recordings_is_named(corpus):
+    path = corpus / slurp.TEXTS / "norec.jsonl"
+    path.write_text(json.dumps(line(5, [])) + "\n")
+    with pytest.raises(UserError, match=r"norec.jsonl: none of its lines has a recording.* leave"):
+        prepare(corpus, splits=["train", "norec"])
+
+
 @pytest.mark.parametrize(
     "content, reason",
     [
@@ -141,6 +160,8 @@ def test_lines_that_are_not_slurps_are_named(corpus, change, reason):
         (b"[]\n", "line 1: '\\[\\]' is no object"),
         (b"\xff\n", "it is not UTF-8 text"),
         (b"", "has no line"),
+        (b"\n \n", "has no line"),
+        (b"[" * 100000, r"line 1: '\[\[.* is no JSON"),
     ],
 )
 def test_files_that_are_not_slurps_are_named(corpus, content, reason):

@@ -1,3 +1,6 @@
+import logging
+import shutil
+
 import numpy
 import pytest
 import soundfile
@@ -71,12 +74,44 @@ def test_commands_have_as_many_unknown_words_and_silences_as_of_a_command(corpus
 
 
 def test_it_is_made_anew_where_words_change_and_not_otherwise(corpus, tmp_path):
-    path = speech_commands.prepare(corpus, tmp_path, words="yes", progress=False)["train"]
+    path = speech_commands.prepare(corpus, tmp_path, words="yes,no", progress=False)["train"]
     made = path.stat().st_mtime_ns
-    speech_commands.prepare(corpus, tmp_path, words="yes", progress=False)
+    speech_commands.prepare(corpus, tmp_path, words="yes,no", progress=False)
     assert path.stat().st_mtime_ns == made
-    speech_commands.prepare(corpus, tmp_path, words="no", progress=False)
-    assert {row.wrd for row in read_manifest(path)} == {"no"}
+    speech_commands.prepare(corpus, tmp_path, words="no,bed", progress=False)
+    assert {row.wrd for row in read_manifest(path)} == {"no", "bed"}
+
+
+def test_listed_words_without_a_folder_are_left_out(corpus, tmp_path, caplog):
+    for word in ("bed", "wow"):
+        shutil.rmtree(corpus / word)
+    caplog.set_level(logging.INFO)
+    rows = prepared(corpus, tmp_path / "csv")
+    assert {row.wrd for row in rows["test"]} == set(speech_commands.COMMANDS)
+    assert caplog.text.count("no folder bed, wow: 8 lines of its lists are left out") == 1
+
+
+def test_noises_too_short_for_a_second_in_each_split_are_left_out(corpus, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = corpus / speech_commands.NOISES
+    for name, seconds in (("long", 10), ("short", 9.99)):
+        noise = numpy.arange(round(16000 * seconds)) // 10
+        soundfile.write(folder / f"{name}.wav", noise.astype("int16"), 16000)
+    (folder / "ramp.wav").unlink()
+    rows = prepared(corpus, tmp_path / "csv", words="commands")
+    places = {split: set() for split in rows}
+    for split, part in rows.items():
+        for row in part:
+            if row.wrd == "silence":
+                assert row.duration == 1.0
+                places[split] |= set(soundfile.read(row.wav, dtype="int16")[0])
+    assert not places["valid"] & places["test"]
+    assert not places["train"] & (places["valid"] | places["test"])
+    assert "1 noises are left out: shorter than 10 s" in caplog.text and "short.wav" in caplog.text
+    (folder / "long.wav").unlink()
+    with pytest.raises(UserError, match=r"all 1 noises are shorter than 10 s(.|\n)*wav: 10.0 s"):
+        prepared(corpus, tmp_path / "csv", words="commands")
+    assert len(prepared(corpus, tmp_path / "csv")["test"]) == 24
 
 
 def spoil(corpus, what):
@@ -105,6 +140,9 @@ def spoil(corpus, what):
         ("audio", {}, "yes/a_nohash_0.wav"),
         ("word", {"words": "commands"}, "has no folder stop, but bed"),
         (None, {"words": "maybe"}, "has no folder maybe"),
+        (None, {"words": ""}, "--words is '', which makes classes of no word alone, but .* 2 or"),
+        (None, {"words": "yes"}, "--words is 'yes', which makes classes of yes alone"),
+        (None, {"words": "yes, yes,"}, "which makes classes of yes alone"),
         (None, {"splits": ["dev"]}, "no split dev: train, valid, test"),
     ],
 )

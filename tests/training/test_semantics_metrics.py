@@ -8,6 +8,7 @@ from hypothesis import given
 from speechbrain_summarymixing.corpora.semantics import Semantics
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training.semantics_metrics import (
+    by_first_label,
     character_distance,
     prediction_line,
     read_predictions,
@@ -105,6 +106,18 @@ def test_labels_exact_and_invalid():
     assert rows[-1]["word_FN"] == rows[-1]["char_FN"] == 2
 
 
+def test_the_first_label_is_measured_for_each_of_its_values():
+    references = [alarm(), alarm(action="query"), alarm(scenario="email"), alarm()]
+    said = [alarm(), alarm(scenario="email"), alarm(scenario="email"), None]
+    rows = [score(*pair) for pair in zip(references, said)]
+    measures = by_first_label(references, rows)
+    assert measures == {
+        "scenario_accuracy_by_class": {"alarm": pytest.approx(100 / 3), "email": 100.0},
+        "scenario_majority": 75.0,
+    }
+    assert list(measures["scenario_accuracy_by_class"]) == ["alarm", "email"]
+
+
 def test_labels_of_other_corpora():
     one = score(Semantics({"intent": "order"}), Semantics({"intent": "order"}))
     assert [name for name in one if name.endswith("_accuracy")] == ["intent_accuracy"]
@@ -179,5 +192,10 @@ def test_predictions_are_as_slurps_scorer_reads_them(tmp_path):
     ]
     assert [p.name for p in path.parent.iterdir()] == ["predictions.jsonl"]
     assert read_predictions(path) == {"audio-1.flac": alarm(TIME), "audio-2.flac": None}
+    line_separators = {"a": alarm(("place", "x\u2028y\x85z")), "b": alarm(TIME)}
+    write_predictions(path, line_separators.items())
+    assert read_predictions(path) == line_separators
+    write_predictions(path, [])
+    assert read_predictions(path) == {}
     barista = Semantics({"intent": "order"})
     assert prediction_line("a", barista) == {"file": "a", "intent": "order", "entities": []}

@@ -6,6 +6,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,18 +17,35 @@ from speechbrain_summarymixing.corpora import slurp, slurp_voices
 from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest, write_manifest
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference import transcribe
 from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.config import load_hyperparams
 from speechbrain_summarymixing.training.semantics_metrics import (
     prediction_line,
     score,
     summarize,
     write_predictions,
 )
+from speechbrain_summarymixing.training.transfer import load_encoder
 from speechbrain_summarymixing.training.understanding import Understanding
 
+ROOT = Path(__file__).parents[2]
 YAML = "recipes/SLURP/direct/hparams/sumformer.yaml"
+BY_HEART = {
+    "lr": 0.01,
+    "warmup_steps": 10,
+    "d_model": 32,
+    "batch_seconds": 6,
+    "dropout": 0,
+    "speeds": "[100]",
+    "time_drops": 0,
+    "frequency_drops": 0,
+    "ctc_weight": 0,
+    "max_decode_ratio": 8,
+    "number_of_epochs": 3,
+}
 ORDER = '{"intent":"order","entities":[{"type":"drink","filler":"iced tea"}]}'
-pool = runpy.run_path(Path(__file__).parents[2] / "recipes/Barista/direct/pool.py")["pool"]
+pool = runpy.run_path(ROOT / "recipes/Barista/direct/pool.py")["pool"]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +68,7 @@ def by_heart(train, meanings, tmp_path_factory):
         folder / "train.csv",
         [replace(row, ID=f"{row.ID}-{again}") for row in rows for again in range(20)],
     )
-    options = {"lr": 0.01, "warmup_steps": 10, "d_model": 32, "batch_seconds": 6, "dropout": 0}
-    options |= {
-        "speeds": "[100]",
-        "time_drops": 0,
-        "frequency_drops": 0,
-        "ctc_weight": 0,
-        "max_decode_ratio": 8,
-    }
-    train(folder / "out", train_csv=folder / "train.csv", number_of_epochs=3, **options)
+    train(folder / "out", train_csv=folder / "train.csv", **BY_HEART)
     return folder / "out"
 
 
@@ -73,6 +83,10 @@ def test_what_is_learnt_is_measured_and_written_down(by_heart, meanings):
     )
     assert scores["scenario_accuracy"] == pytest.approx(100 * right / len(rows))
     assert right >= 4 and scores["SLU_F1"] > 30
+    scenarios = [parse(row.wrd).labels["scenario"] for row in rows]
+    assert set(scores["scenario_accuracy_by_class"]) == set(scenarios)
+    most = max(map(scenarios.count, scenarios))
+    assert scores["scenario_majority"] == pytest.approx(100 * most / len(rows))
     low, high = scores["scenario_accuracy_95"]
     assert low <= scores["scenario_accuracy"] <= high
     assert "scenario_accuracy on test" in (by_heart / "pretrained/README.md").read_text()
@@ -97,7 +111,7 @@ def test_speechbrain_understands_by_the_export_wherever_it_lies(
         assert prediction_line(file, meaning) == expected[file]
 
 
-def test_the_command_understands_files(by_heart, meanings, capsys):
+def test_the_command_understands_files(by_heart, meanings, tmp_path, capsys):
     files = [row.wav for row in read_manifest(meanings / "test.csv")]
     model = str(by_heart / "pretrained")
     status = cli.main(["understand", "--json", "--device=cpu", model, *files, "missing.wav"])
@@ -107,8 +121,46 @@ def test_the_command_understands_files(by_heart, meanings, capsys):
     assert status == 1 and "missing.wav: no such file" in captured.err
     assert all(("semantics" in answer) != ("error" in answer) for answer in answers)
     assert any(answer.get("semantics", {}).get("scenario") for answer in answers)
+    old = tmp_path / "old"  # without the labels' names
+    shutil.copytree(model, old)
+    yaml = (old / "hyperparams.yaml").read_text()
+    assert yaml.count("label_names:\n- scenario\n- action\n") == 1
+    (old / "hyperparams.yaml").write_text(yaml.replace("label_names:\n- scenario\n- action\n", ""))
+    cli.main(["understand", "--json", "--device=cpu", str(old), *files])
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert again == answers[:-1]
     assert cli.main(["transcribe", model, files[0]]) == 1
     assert "summarymixing understand uses it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names, understood",
+    [
+        ({"label_names": ["scenario", "action"]}, [True, False]),
+        ({"label_names": ["foo"]}, [False, True]),
+        ({}, [True, True]),
+    ],
+)
+def test_other_labels_than_in_training_are_no_meaning(names, understood, monkeypatch):
+    texts = ['{"scenario":"a","action":"b","entities":[]}', '{"foo":"a","entities":[]}']
+    said = [transcribe.Transcript("x.wav", 1.0, text=text) for text in texts]
+    monkeypatch.setattr(transcribe, "transcribe", lambda *_: said)
+    model = SimpleNamespace(hparams=SimpleNamespace(**names))
+    meanings = list(transcribe.understand(model, ["x.wav"] * 2))
+    assert [meaning.error is None for meaning in meanings] == understood
+    assert [meaning.semantics is not None for meaning in meanings] == understood
+    assert all("has the labels [" in m.error for m in meanings if m.error)
+
+
+def test_testing_again_needs_no_training_set(by_heart, train):
+    files = [by_heart / name for name in ("results.json", "predictions_test.jsonl")]
+    files.append(by_heart / "pretrained/hyperparams.yaml")
+    before = [file.read_text() for file in files]
+    train_csv = by_heart.parent / "train.csv"
+    train_csv.rename(by_heart.parent / "away.csv")
+    files[0].unlink()
+    train(by_heart, train_csv=train_csv, test_only=True, **BY_HEART)
+    assert [file.read_text() for file in files] == before
 
 
 def test_an_output_that_is_no_semantics_is_counted_and_is_an_error(
@@ -165,6 +217,35 @@ def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, 
         train(tmp_path / "none", encoder_folder=tmp_path / "nowhere", **options)
 
 
+SHAPE = ("d_model", "num_encoder_layers", "d_ffn", "csgu_linear_units", "kernel_size", "n_mels")
+SHAPE += ("front_end_channels", "front_end_output", "mixer_heads", "layer_norm")
+
+
+@pytest.mark.parametrize(
+    "system, options",
+    [
+        ("sumformer", {}),
+        ("sumformer", {"layer_norm": False, "mixer_heads": 4}),
+        ("branchformer_attention", {}),
+        ("conformer_summarymixing", {}),
+        ("conformer_attention", {}),
+    ],
+)
+def test_slurps_systems_take_librispeechs_encoders(system, options, tmp_path):
+    options = {"d_model": 16, "d_ffn": 16, "csgu_linear_units": 16, "vocab_size": 30, **options}
+    options |= {"output_folder": str(tmp_path)}
+    libri_speech, own = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams", (ROOT / YAML).parent
+    theirs = load_hyperparams(libri_speech / f"{system}.yaml", options)
+    theirs["normalize"]._save(tmp_path / "normalizer.ckpt")
+    torch.save(theirs["model"].state_dict(), tmp_path / "model.ckpt")
+    options |= {key: theirs[key] for key in SHAPE if key in theirs}
+    ours = load_hyperparams(own / f"{system}.yaml", {**options, "seed": 1})
+    load_encoder(ours["model"], ours["normalize"], tmp_path)
+    encoders = [hparams["transformer"].encoder.state_dict() for hparams in (theirs, ours)]
+    assert encoders[0].keys() == encoders[1].keys()
+    assert all(value.equal(encoders[1][key]) for key, value in encoders[0].items())
+
+
 def test_slurp_spoken_by_the_mini_corpus_voices_end_to_end(command, speech_data, tmp_path):
     pytest.importorskip("espeakng_loader", reason="the voices need the extra [mini]")
     texts = tmp_path / "published" / slurp.TEXTS
@@ -187,7 +268,30 @@ def test_coffee_orders_end_to_end(command, speech_data, tmp_path):
     results = run_two_steps(command, tmp_path / "out", yaml, vocab_size=70, **options)
     assert results["test"]["test"]["utterances"] == 28
     assert "intent_accuracy" in results["test"]["test"]
-    assert pool([tmp_path / "out"]) == results["test"]["test"]
+    pooled = pool([tmp_path / "out"])
+    assert pooled.items() <= results["test"]["test"].items()
+    more = results["test"]["test"].keys() - pooled.keys()
+    assert more == {"intent_accuracy_by_class", "intent_majority"}
+    assert results["test"]["test"]["intent_majority"] == 100
+
+
+def test_coffee_orders_differ_by_the_mixer_alone_and_take_every_option():
+    recipe = ROOT / "recipes/Barista/direct/hparams"
+    options = {"output_folder": "unused", "fold": 2, "ctc_weight": 0.2, "speeds": [100]}
+    options |= {"num_encoder_layers": 1, "encoder_module": "conformer", "vocab_size": 50}
+    systems = [
+        load_hyperparams(recipe / f"{name}.yaml", options)
+        for name in ("sumformer", "branchformer_attention")
+    ]
+    sumformer, attention = map(experiment.settings, systems)
+    assert options.items() <= sumformer.items()
+    assert (sumformer["corpus"], sumformer["d_ffn"], sumformer["ctc_weight_decode"]) == (
+        "barista", 384, 0.0,
+    )  # fmt: skip
+    different = {key for key in sumformer if sumformer[key] != attention.get(key)}
+    assert different == {"mixer_heads", "layer_norm", "token_mixer"}
+    # what they share stands in one file
+    assert all("vocab_size" not in path.read_text() for path in recipe.glob("*.yaml"))
 
 
 def test_folds_are_measured_together(tmp_path):
@@ -205,11 +309,13 @@ def test_folds_are_measured_together(tmp_path):
     assert pooled == summarize(counts)
     assert (pooled["exact"], pooled["invalid"]) == (pytest.approx(100 / 3), 1)
     write_predictions(tmp_path / "1/predictions_test.jsonl", [("other.flac", right)])
+    (tmp_path / "2").mkdir()
     for folders, message in (
         ([tmp_path / "1"], "predictions_test.jsonl has other utterances than"),
         ([], "no folder"),
         ([tmp_path / "0", tmp_path / "0"], "0-0 was tested in .*0 and in"),
         ([tmp_path / "2"], "predictions_test.jsonl is missing"),
+        ([tmp_path / "0/manifests/test.csv"], "test.csv is no folder: give the output folders"),
     ):
         with pytest.raises(UserError, match=message):
             pool(folders)

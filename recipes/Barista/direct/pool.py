@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the folds of a cross-validation together, each utterance tested once.
 
-python pool.py results/sumformer/fold*
+python pool.py results/sumformer/fold?
 """
 
 import json
@@ -26,12 +26,18 @@ def pool(folders):
     Raises
     ------
     UserError
-        If there is no folder, one is not wholly tested, or two tested the same utterance.
+        If there is no folder, an argument is none, one is not wholly tested, or two tested the same
+        utterance.
     """
     if not folders:
-        raise UserError("no folder given: write python pool.py results/sumformer/fold*")
+        raise UserError("no folder given: write python pool.py results/sumformer/fold?")
     counts, tested = [], {}
     for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is no folder: give the output folders of train.py alone, such as "
+                "results/sumformer/fold?"
+            )
         predictions, manifest = folder / "predictions_test.jsonl", folder / "manifests" / "test.csv"
         for path in (predictions, manifest):
             if not path.is_file():
