@@ -17,7 +17,6 @@ from pathlib import Path
 from speechbrain.dataio.dataloader import WDS_AVAILABLE
 from tqdm import tqdm
 
-from speechbrain_summarymixing.audio import audio_info
 from speechbrain_summarymixing.corpora.manifest import check_manifests, listed, read_manifest
 from speechbrain_summarymixing.errors import UserError
 
@@ -137,7 +136,6 @@ def _format(utterance):
 
 
 def _add(tar, utterance):
-    audio_info(utterance.wav)  # else what is no audio is found in training only
     facts = {"duration": utterance.duration, "spk_id": utterance.spk_id, "wrd": utterance.wrd}
     for name, content in (
         (_format(utterance), Path(utterance.wav).read_bytes()),

@@ -101,17 +101,16 @@ def test_an_id_with_a_dot_is_refused(manifest, tmp_path):
 def test_nothing_is_left_of_a_corpus_that_cannot_be_written(manifest, tmp_path, monkeypatch):
     bad = tmp_path / "audio" / "5.flac"
     content = bad.read_bytes()
-    for spoilt, message in ((b"no audio", "cannot be read"), (content[:-50], "cut short")):
-        bad.write_bytes(spoilt)
-        with pytest.raises(UserError, match=f"u5: .*5.flac: {message}"):
-            shards.write_shards(manifest, tmp_path / "shards", progress=False)
-        assert not list(tmp_path.glob("shards*"))
+    bad.write_bytes(b"no audio")
+    with pytest.raises(UserError, match="u5: .*5.flac: cannot be read as audio"):
+        shards.write_shards(manifest, tmp_path / "shards", progress=False)
+    assert not list(tmp_path.glob("shards*"))
     bad.write_bytes(content)
 
-    def full(path):
-        raise OSError(errno.ENOSPC, "No space left on device", Path(path).name)
+    def full(tar, utterance):
+        raise OSError(errno.ENOSPC, "No space left on device", Path(utterance.wav).name)
 
-    monkeypatch.setattr(shards, "audio_info", full)
+    monkeypatch.setattr(shards, "_add", full)
     with pytest.raises(UserError, match="No space left"):
         shards.write_shards(manifest, tmp_path / "shards", progress=False)
     assert not list(tmp_path.glob("shards*"))
