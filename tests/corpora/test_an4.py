@@ -75,6 +75,19 @@ def test_an_utterance_without_a_transcript_is_named(corpus):
         prepare(corpus)
 
 
+def test_transcripts_are_one_each_in_utf8_and_blank_lines_are_none(corpus):
+    lines = corpus / "etc" / "an4_train.transcription"
+    content = lines.read_text()
+    lines.write_text(content + "\n<s> YES </s> (an0-fa-b)\n\n")
+    assert len(read_manifest(prepare(corpus)["valid"])) == 4
+    lines.write_text(content + "<s> NO </s> (an0-fa-b)\n")
+    with pytest.raises(UserError, match="line 9: an0-fa-b has another transcript before"):
+        prepare(corpus)
+    lines.write_bytes(b"\xff" + content.encode())
+    with pytest.raises(UserError, match="an4_train.transcription: cannot read .*not UTF-8"):
+        prepare(corpus)
+
+
 def test_real_speech(speech_data, tmp_path):
     paths = an4.prepare(speech_data / "an4", tmp_path, progress=False)
     rows = {split: read_manifest(path) for split, path in paths.items()}
