@@ -11,7 +11,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
@@ -177,12 +177,14 @@ def start(argv):
 
 
 def _check_run_options(run_opts):
-    device = str(run_opts["device"])
+    device = run_opts["device"] or infer_device()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"--device is {device}, but torch finds no GPU: leave it out, which takes a GPU where "
             "there is one, or install a torch and a driver for it"
         )
+    if device == "cuda":  # of several processes each would take the first GPU
+        run_opts.device = infer_device()
     for option in ("precision", "eval_precision"):
         if run_opts[option] == "fp16" and device == "cpu":
             raise UserError(

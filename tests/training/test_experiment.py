@@ -170,6 +170,15 @@ def test_a_gpu_that_is_not_there_is_named(command, tmp_path):
         experiment.run([*arguments, "--device=cuda"])
 
 
+def test_each_process_takes_its_own_gpu(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(experiment, "infer_device", lambda: "cuda:1")  # by LOCAL_RANK
+    for given, taken in (("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+        arguments = [a for a in command(tmp_path) if a != "--device=cpu"]
+        _, run_opts = experiment.start([*arguments, f"--device={given}"])
+        assert run_opts["device"] == taken
+
+
 def test_test_only_without_training_says_so(train):
     with pytest.raises(SystemExit, match="nothing to test: train first"):
         train(test_only=True)
