@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -153,6 +154,8 @@ def start(argv):
     path, run_opts, overrides = sb.parse_arguments(argv)
     routed = route_overrides(path, overrides)
     _check_run_options(run_opts)
+    if run_opts["device"] == "cuda":  # of several processes each would take the first GPU
+        run_opts = replace(run_opts, device=infer_device())
     join_processes(run_opts)
     hparams = load_hyperparams(path, overrides)
     if run_opts["ckpt_interval_steps"] > 0:
@@ -183,8 +186,6 @@ def _check_run_options(run_opts):
             f"--device is {device}, but torch finds no GPU: leave it out, which takes a GPU where "
             "there is one, or install a torch and a driver for it"
         )
-    if device == "cuda":  # of several processes each would take the first GPU
-        run_opts.device = infer_device()
     for option in ("precision", "eval_precision"):
         if run_opts[option] == "fp16" and device == "cpu":
             raise UserError(
