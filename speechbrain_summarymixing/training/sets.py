@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
@@ -48,6 +47,7 @@ CORPUS_OPTIONS = {
     "speechcommands": {"words": "words"},
 }
 
+PARTS = ("train", "valid", "test")
 SCANNED = "shards.json"  # in the output folder: what was found in the shards
 
 
@@ -72,60 +72,61 @@ def manifests(hparams, *, training=True):
         same name, or a training set is also a validation or test set.
     """
     on_shards = hparams["shards"] is not None  # then there is no training set
-    parts = ("train", "valid", "test")
-    csvs = [names(hparams[f"{part}_csv"]) for part in parts]
+    csvs = [names(hparams[f"{part}_csv"]) for part in PARTS]
     if on_shards and csvs[0]:
         raise UserError(f"--shards and --train_csv {csvs[0][0]} are both given: give one of them")
-    root = hparams["data_folder"]
-    if any(csvs):
-        if not all(csvs[on_shards:]):
-            raise UserError(
-                "--train_csv, --valid_csv and --test_csv are "
-                f"{', '.join(str(hparams[f'{part}_csv']) for part in parts)}: "
-                "give all three (with --shards the latter two), or none and a --corpus"
-            )
-        _check_names([Path(csv) for part in csvs for csv in part])
-        splits = [{Path(csv).stem: csv for csv in part} for part in csvs]
-        read = partial(read_manifest, data_root=root)
-    else:
-        corpus = hparams["corpus"]
-        if corpus not in CORPORA:
-            raise UserError(
-                f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
-                "for another corpus give --train_csv, --valid_csv and --test_csv"
-            )
-        prepare, *defaults = CORPORA[corpus]
-        splits = [
-            dict.fromkeys(names(hparams[f"{part}_splits"]) or default)
-            for part, default in zip(parts, defaults)
-        ]
-        read = read_manifest
-    train, valid, tests = splits
-    if both := sorted(train.keys() & (valid.keys() | tests.keys())):
+    if any(csvs) and not all(csvs[on_shards:]):
+        raise UserError(
+            "--train_csv, --valid_csv and --test_csv are "
+            f"{', '.join(str(hparams[f'{part}_csv']) for part in PARTS)}: "
+            "give all three (with --shards the latter two), or none and a --corpus"
+        )
+    parts, find = _csv_files(csvs) if any(csvs) else _corpus(hparams)
+    train, valid, tests = parts
+    if both := [name for name in train if name in valid + tests]:
         raise UserError(
             f"{', '.join(both)} is to train on and to validate or test on: its error rates would "
             "say nothing; name other sets"
         )
     if on_shards or not training:
         train.clear()
-    if not any(csvs):
+    paths = find(list(dict.fromkeys(train + valid + tests)))
+    rows = {name: read_manifest(path, data_root=hparams["data_folder"]) for name, path in paths}
+    return tuple({name: rows[name] for name in part} for part in parts)
+
+
+def _csv_files(csvs):
+    """Names of the sets of each part, and what finds (name, path) of some of them."""
+    paths = {}
+    for csv in map(Path, (csv for part in csvs for csv in part)):
+        if paths.setdefault(csv.stem, csv).absolute() != csv.absolute():
+            raise UserError(
+                f"{paths[csv.stem]} and {csv} are two sets of one name, {csv.stem}, by which "
+                "results are written: rename one file"
+            )
+    parts = [[Path(csv).stem for csv in part] for part in csvs]
+    return parts, lambda wanted: [(name, paths[name]) for name in wanted]
+
+
+def _corpus(hparams):
+    """As `_csv_files`, of the splits of a corpus, which finding them prepares."""
+    corpus = hparams["corpus"]
+    if corpus not in CORPORA:
+        raise UserError(
+            f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
+            "for another corpus give --train_csv, --valid_csv and --test_csv"
+        )
+    prepare, *defaults = CORPORA[corpus]
+    parts = [
+        list(names(hparams[f"{part}_splits"]) or default) for part, default in zip(PARTS, defaults)
+    ]
+
+    def find(wanted):
         options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
-        every = list(train | valid | tests)
-        paths = on_main(prepare, root, hparams["manifest_folder"], splits=every, **options)
-        splits = [{name: paths[name] for name in part} for part in splits]
-    known = {path: read(path) for part in splits for path in part.values()}
-    return tuple({name: known[path] for name, path in part.items()} for part in splits)
+        folders = hparams["data_folder"], hparams["manifest_folder"]
+        return list(on_main(prepare, *folders, splits=wanted, **options).items())
 
-
-def _check_names(csvs):
-    """Sets are known by the name of their file, and so are the results."""
-    for one in csvs:
-        for other in csvs:
-            if one.stem == other.stem and one.absolute() != other.absolute():
-                raise UserError(
-                    f"{one} and {other} are two sets of one name, {one.stem}, by which results "
-                    "are written: rename one file"
-                )
+    return parts, find
 
 
 def names(value):
