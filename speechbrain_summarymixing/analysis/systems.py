@@ -138,14 +138,7 @@ def parse_settings(settings):
 def _load(path, overrides):
     # the checkpointer of a system makes its folders when it is built
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            hparams = load_hyperparams(path, {**overrides, "output_folder": folder})
-        except (AssertionError, TypeError, ValueError) as error:
-            used = " ".join(f"{k}={v}" for k, v in overrides.items()) or "its own settings"
-            raise UserError(
-                f"{path} cannot be built with {used} ({type(error).__name__}: {error}): "
-                "widths must fit the heads, front_end_output the front-end"
-            ) from error
+        hparams = load_hyperparams(path, {**overrides, "output_folder": folder})
     for key in ("transformer", "front_end_output", "front_end_channels"):
         if key not in hparams:
             raise UserError(

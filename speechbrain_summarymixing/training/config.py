@@ -130,15 +130,21 @@ def load_hyperparams(path, overrides=""):
     Raises
     ------
     UserError
-        If the file is missing, an option is unknown, or nothing can be made of their values.
+        If the file is missing, an option is unknown, or what the file makes cannot be built.
     """
+    if isinstance(overrides, str):
+        overrides = _options(overrides)
     routed = route_overrides(path, overrides)
     with open(path, encoding="utf-8") as file:
         try:
             hparams = load_hyperpyyaml(file, routed, overrides_must_match=False)
-        except (ValueError, TypeError, AssertionError) as error:  # such as an indivisible width
-            reason = ": ".join(map(str, error.args))
-            raise UserError(f"{path} with these options cannot be made: {reason}") from error
+        except (AssertionError, TypeError, ValueError) as error:
+            used = [f"{key}={value}" for key, value in overrides.items() if key != "output_folder"]
+            raise UserError(
+                f"{path} cannot be built with {' '.join(used) or 'its own settings'} "
+                f"({type(error).__name__}: {': '.join(map(str, error.args))}): widths must fit the "
+                "heads, front_end_output the front-end"
+            ) from error
     return _flat(hparams, _read(Path(path)))
 
 

@@ -58,7 +58,7 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
         ("passed: x", "--passed is 'x', but must be a whole number"),
         ("flag: 1", "--flag is 1, but must be True or False"),
         ("word", "'word' is no option: write --key value"),
-        ("sizes: [x]", "system.yaml with these options cannot be made: .*'x'"),
+        ("sizes: [x]", "system.yaml cannot be built with sizes=.* .ValueError: .*'x'"),
     ],
 )
 def test_values_of_another_kind(system, option, message):

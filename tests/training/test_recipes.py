@@ -1,5 +1,6 @@
 """Recipes at the paper's size: they build, and have the published numbers of parameters."""
 
+import functools
 import json
 import re
 import tempfile
@@ -28,6 +29,7 @@ UNDERSTANDING = sorted(ROOT.glob("recipes/*/direct/hparams/*.yaml"))
 LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
 
 
+@functools.cache
 def built(yaml, **options):
     with FakeTensorMode(allow_non_fake_inputs=True):
         with tempfile.TemporaryDirectory() as folder:  # the checkpointer makes one
