@@ -13,6 +13,7 @@ from speechbrain_summarymixing.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN_FRAMES = 2**63 - 1  # of libsndfile, for a flac that was written to a pipe
 MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
 
 
@@ -118,6 +119,9 @@ def _open(source, path=None):
             f"{path}: cannot be read as audio ({error.error_string}): "
             "give wav, flac, mp3, ogg or sph, or convert it"
         ) from error
+    if file.frames == UNKNOWN_FRAMES:
+        file.close()
+        raise UserError(f"{path}: its header does not tell its length: convert it to wav or flac")
     if file.frames == 0:
         file.close()
         raise UserError(f"{path}: holds no sample: leave it out or replace it")

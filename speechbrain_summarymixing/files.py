@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from speechbrain_summarymixing.errors import UserError
@@ -16,11 +17,24 @@ def write_atomically(path, content):
     content : str or bytes
         Text becomes UTF-8.
     """
+    with atomically(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomically(path):
+    """Gives the path of a file to write, which replaces another when it is whole.
+
+    Arguments
+    ---------
+    path : str or Path
+        Of the file to be; its folder is made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # two runs may share a folder
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -100,6 +100,22 @@ def test_bad_files_are_named(tmp_path, kind, message):
     assert str(path) in str(error.value)
 
 
+def test_a_flac_is_looked_at_to_its_end_and_must_tell_its_length(tmp_path):
+    path = tmp_path / "x.flac"
+    soundfile.write(path, numpy.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    assert audio_info(path, to_the_end=True).seconds == 1.0
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:-100])
+    assert audio_info(path).seconds == 1.0
+    with pytest.raises(UserError, match="x.flac: cut short, the last of its 16000 samples"):
+        audio_info(path, to_the_end=True)
+    content[8 + 13] &= 0xF0  # the number of samples in STREAMINFO, 36 bits
+    content[8 + 14 : 8 + 18] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="x.flac: its header does not tell its length: convert"):
+        audio_info(path)
+
+
 def test_real_speech(speech_data):
     path = next((speech_data / "an4" / "wav").glob("*/*/*.sph"))
     assert len(read_audio(path)) == round(audio_info(path).seconds * 16000)

@@ -19,6 +19,7 @@ from speechbrain_summarymixing.files import made_once, write_atomically
 
 REQUIRED = ("ID", "duration", "wav", "wrd")
 SHOWN = 20  # utterances named of each kind of problem
+PROBED = 2  # raised when files are looked at in another way: manifests are made anew
 NEAR = 0.1, 0.02  # seconds, and part of the audio, by which a written duration may be off
 
 
@@ -206,14 +207,32 @@ def remade(path, files, make, settings=None):
     Path
         path.
     """
-    path, digest = Path(path), hashlib.sha256()
+    source = {"version": PROBED, "input": _digest(files, settings)}
+    made_once(path, source, lambda: write_manifest(path, make()))
+    return Path(path)
+
+
+def fingerprint(manifests):
+    """Returns a text that changes with every line of manifests, and with their audio files.
+
+    Arguments
+    ---------
+    manifests : dict
+        From each split to its utterances.
+    """
+    rows = {u for part in manifests.values() for u in part}
+    files = {u.wav for u in rows if os.path.isfile(u.wav)}
+    return _digest(files, sorted(map(astuple, rows)))
+
+
+def _digest(files, settings):
+    digest = hashlib.sha256()
     for file in sorted(map(str, files)):
         status = os.stat(file)
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     if settings is not None:
         digest.update(json.dumps(settings, sort_keys=True).encode())
-    made_once(path, {"input": digest.hexdigest()}, lambda: write_manifest(path, make()))
-    return path
+    return digest.hexdigest()
 
 
 def check_manifests(
@@ -262,7 +281,7 @@ def check_manifests(
             elif isinstance(seconds, str):
                 problem("unreadable audio files", split, u, seconds)
             elif abs(u.duration - seconds) > NEAR[0] + NEAR[1] * seconds:
-                detail = f"{u.duration:g} s, but the audio has {seconds:g} s"
+                detail = f"{u.duration:g} s, but the audio has {seconds:g} s by its header"
                 problem("durations that are not the audio's", split, u, detail)
             if not (math.isfinite(u.duration) and u.duration > 0):
                 problem("durations that are not above 0", split, u, f"{u.duration:g} s")
@@ -308,10 +327,11 @@ def sensible(rows, *, min_seconds, max_seconds):
     str or None
         A report of the others.
     """
-    kept = [u for u in rows if min_seconds <= u.duration <= max_seconds]
-    if len(kept) == len(rows):
+    kept, out = [], []
+    for u in rows:
+        (kept if min_seconds <= u.duration <= max_seconds else out).append(u)
+    if not out:
         return kept, None
-    out = [u for u in rows if not min_seconds <= u.duration <= max_seconds]
     hours = sum(u.duration for u in out) / 3600
     title = (
         f"{len(out)} of {len(rows)} utterances ({hours:.2f} h) are left out of training: outside "

@@ -41,6 +41,7 @@ def find_file(source, name, *, option):
                 "'pretrained' of the run that made it"
             )
         return folder / name
+    # where the first part is a folder, a path is meant
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) or folder.parent.is_dir():
         raise UserError(
             f"{option} is {source}: no such folder, and no name on the hub (owner/name); give the "

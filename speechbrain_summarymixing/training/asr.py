@@ -37,8 +37,10 @@ class ASR(SpeechTask):
         language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
         if language_model is not None:  # now, not after days of training
             load_language_model(language_model)
-        if encoder is not None and not sets.has_begun(hparams):  # else a checkpoint has the weights
-            load_encoder(hparams["model"], hparams["normalize"], encoder)
+        if encoder is not None:
+            if not sets.has_begun(hparams):  # else a checkpoint has the weights
+                load_encoder(hparams["model"], hparams["normalize"], encoder)
+            hparams["normalize"].update_until_epoch = 0  # the encoder knows these statistics
         tokenizer = cls.tokenizer(hparams, train, others)
         if language_model is not None:
             check_tokenizer(language_model, Path(hparams["output_folder"]) / "tokenizer.model")

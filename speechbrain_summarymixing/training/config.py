@@ -18,6 +18,7 @@ KINDS = {  # of the value that a file gives to an option: what another must be
     "tag:yaml.org,2002:bool": (bool, "True or False"),
 }
 ABOVE_ZERO = {
+    "averaged_checkpoints",
     "batch_seconds",
     "batch_sentences",
     "classes",
@@ -38,6 +39,15 @@ ABOVE_ZERO = {
     "test_beam_size",
     "valid_batch_size",
     "vocab_size",
+}
+FROM_ZERO = {
+    "dropout",
+    "lm_weight",
+    "max_grad_norm",
+    "min_seconds",
+    "num_workers",
+    "warmup_steps",
+    "weight_decay",
 }
 
 
@@ -89,10 +99,14 @@ def route_overrides(path, overrides):
 
 def _rule(key, tag, value):
     """What an option must be, if its value is not."""
-    kind, rule = KINDS.get(tag, (object, None))
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool and rule):
+    if tag not in KINDS:
+        return None
+    kind, rule = KINDS[tag]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return rule
-    return "above 0" if key in ABOVE_ZERO and isinstance(value, kind) and not value > 0 else None
+    if key in ABOVE_ZERO and not value > 0:
+        return "above 0"
+    return "0 or more" if key in FROM_ZERO and value < 0 else None
 
 
 def _options(text):
@@ -142,8 +156,7 @@ def load_hyperparams(path, overrides=""):
             used = [f"{key}={value}" for key, value in overrides.items() if key != "output_folder"]
             raise UserError(
                 f"{path} cannot be built with {' '.join(used) or 'its own settings'} "
-                f"({type(error).__name__}: {': '.join(map(str, error.args))}): widths must fit the "
-                "heads, front_end_output the front-end"
+                f"({type(error).__name__}: {': '.join(map(str, error.args))}): change these"
             ) from error
     return _flat(hparams, _read(Path(path)))
 

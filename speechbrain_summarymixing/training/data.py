@@ -91,11 +91,12 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fi
 
 
 def load_tokenizer(path):
-    """Loads the tokenizer of a run.
+    """Loads a trained tokenizer.
 
     Arguments
     ---------
     path : str or Path
+        Such as tokenizer.model in the output folder of a run.
 
     Returns
     -------
@@ -115,7 +116,7 @@ def load_tokenizer(path):
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError as error:
         raise UserError(
-            f"{path}: is no sentencepiece model: give a tokenizer's folder as --tokenizer_folder"
+            f"{path}: is no sentencepiece model: copy it again, or train it anew"
         ) from error
 
 

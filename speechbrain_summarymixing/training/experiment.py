@@ -278,7 +278,7 @@ def shard_loading(brain, hparams):
                 "give --shard_epoch_steps"
             )
         steps = shards.epoch_steps(amount, **batch_limits(hparams), processes=processes)
-    elif steps < 1:
+    elif not isinstance(steps, int) or steps < 1:
         raise UserError(f"--shard_epoch_steps is {steps}, but must be 1 or more")
     options = shards.train_loader_options(
         urls, steps=steps, num_workers=hparams["num_workers"], processes=processes

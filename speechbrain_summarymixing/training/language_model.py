@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import BatchSampler, Dataset
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import made_once, write_atomically
+from speechbrain_summarymixing.files import atomically, made_once, write_atomically
 from speechbrain_summarymixing.training import curves, data, experiment, sets
 from speechbrain_summarymixing.training.brain import ExperimentBrain
 from speechbrain_summarymixing.training.processes import number_of_processes, on_main
@@ -50,8 +50,8 @@ def run(argv):
         hparams, run_opts = experiment.start(argv)
         if hparams["shards"] is not None:
             raise UserError("--shards is for recognisers: give --train_csv, and --lm_text for more")
-        train, valid, tests = sets.manifests(hparams)
-        tokenizer = sets.spelling(hparams, train, {**valid, **tests})
+        train, valid, tests = sets.manifests(hparams, training=not run_opts["test_only"])
+        tokenizer = sets.spelling(hparams, train, {**valid, **tests}, open_audio=False)
         folder = Path(hparams["output_folder"])
         brain = LanguageModel(
             modules={"lm_model": hparams["lm_model"]},
@@ -69,7 +69,8 @@ def run(argv):
         ):
             words = [u.wrd for part in rows.values() for u in part]
             path = folder / f"{name}.txt"
-            on_main(write_sentences, path, words, files)
+            if name != "train" or not (sets.has_begun(hparams) and path.is_file()):
+                on_main(write_sentences, path, words, files)
             texts[name] = Sentences(path, tokenizer, max_tokens=hparams["max_tokens"])
         logger.info("language model: %d sentences to train on", len(texts["train"]))
         options = {"collate_fn": PaddedBatch, "num_workers": hparams["num_workers"]}
@@ -189,7 +190,7 @@ def write_sentences(path, transcripts, files):
     Arguments
     ---------
     path : Path
-        Left alone if it was made from the same: a run that goes on must not wait for it again.
+        Left alone if it was made from the same.
     transcripts : list of str
     files : list of str
         Text, UTF-8, one sentence a line, or the same compressed by gzip (.gz).
@@ -212,9 +213,8 @@ def write_sentences(path, transcripts, files):
 
 
 def _write_sentences(path, transcripts, files):
-    temporary = path.with_name(path.name + ".new")
     written = 0
-    with open(temporary, "w", encoding="utf-8") as target:
+    with atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as target:
         for text in transcripts:
             written += target.write(text + "\n")
         for name in files:
@@ -229,9 +229,8 @@ def _write_sentences(path, transcripts, files):
                 raise UserError(
                     f"--lm_text {name}: cannot be read as UTF-8 text, plain or .gz ({error})"
                 ) from error
-    if not written:
-        raise UserError(f"{path}: no sentence to write: give transcripts or --lm_text")
-    os.replace(temporary, path)
+        if not written:
+            raise UserError(f"{path}: no sentence to write: give transcripts or --lm_text")
 
 
 def export(hparams):

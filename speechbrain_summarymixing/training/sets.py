@@ -1,6 +1,7 @@
 """Where an experiment's utterances come from, and the tokens that spell them."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,12 @@ from speechbrain_summarymixing.corpora import (
     slurp,
     speech_commands,
 )
-from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest, sensible
+from speechbrain_summarymixing.corpora.manifest import (
+    check_manifests,
+    fingerprint,
+    read_manifest,
+    sensible,
+)
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
@@ -83,7 +89,8 @@ def manifests(hparams, *, training=True):
         )
     parts, find = _csv_files(csvs) if any(csvs) else _corpus(hparams)
     train, valid, tests = parts
-    if both := [name for name in train if name in valid + tests]:
+    both = [name for name in train if name in valid + tests]
+    if both and training:
         raise UserError(
             f"{', '.join(both)} is to train on and to validate or test on: its error rates would "
             "say nothing; name other sets"
@@ -97,14 +104,20 @@ def manifests(hparams, *, training=True):
 
 def _csv_files(csvs):
     """Names of the sets of each part, and what finds (name, path) of some of them."""
-    paths = {}
-    for csv in map(Path, (csv for part in csvs for csv in part)):
-        if paths.setdefault(csv.stem, csv).absolute() != csv.absolute():
-            raise UserError(
-                f"{paths[csv.stem]} and {csv} are two sets of one name, {csv.stem}, by which "
-                "results are written: rename one file"
-            )
-    parts = [[Path(csv).stem for csv in part] for part in csvs]
+    parts = [[Path(csv).absolute() for csv in part] for part in csvs]
+    files = {path for part in parts for path in part}
+    stems = Counter(path.stem for path in files)
+
+    def name(path):
+        return path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.stem}"
+
+    paths = {name(path): path for path in files}
+    if unnamed := sorted(map(str, files - set(paths.values()))):
+        raise UserError(
+            f"{', '.join(unnamed)}: another set is called {name(Path(unnamed[0]))} too, by which "
+            "results are written: rename one file"
+        )
+    parts = [[name(path) for path in part] for part in parts]
     return parts, lambda wanted: [(name, paths[name]) for name in wanted]
 
 
@@ -137,7 +150,7 @@ def names(value):
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def spelling(hparams, train, others, symbols=()):
+def spelling(hparams, train, others, symbols=(), *, open_audio=True):
     """Checks all manifests in one report, and trains the tokenizer or takes a trained one.
 
     Arguments
@@ -148,6 +161,8 @@ def spelling(hparams, train, others, symbols=()):
         the tokenizer is that of the run; shards are read for it once in a run's life.
     symbols : sequence of str
         Text that is one token, in a tokenizer that is trained here.
+    open_audio : bool
+        As for `check`.
 
     Returns
     -------
@@ -162,7 +177,10 @@ def spelling(hparams, train, others, symbols=()):
     path = Path(hparams["output_folder"]) / "tokenizer.model"
     size = hparams["vocab_size"]
     if hparams["tokenizer_folder"] is not None:
-        tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
+        if has_begun(hparams) and path.is_file():  # weights depend on it
+            tokenizer = data.load_tokenizer(path)
+        else:
+            tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
     elif hparams["shards"] is not None:
         on_main(_spelling_of_shards, hparams, path)
         tokenizer = data.load_tokenizer(path)
@@ -170,7 +188,8 @@ def spelling(hparams, train, others, symbols=()):
         tokenizer = data.load_tokenizer(path)
     else:
         tokenizer = None
-    check(hparams, train, others, spell=data.unspellable(texts, tokenizer))
+    spell = data.unspellable(texts, tokenizer)
+    check(hparams, train, others, spell=spell, open_audio=open_audio)
     if tokenizer is not None:
         return tokenizer
     on_main(
@@ -185,7 +204,7 @@ def spelling(hparams, train, others, symbols=()):
     return data.load_tokenizer(path)
 
 
-def check(hparams, train, others, spell=None):
+def check(hparams, train, others, *, spell=None, open_audio=True):
     """Checks all sets in one report; the log tells warnings. See `check_manifests`.
 
     Arguments
@@ -195,15 +214,23 @@ def check(hparams, train, others, spell=None):
         From a set's name to its list of utterances.
     spell : callable or None
         Returns why a transcript cannot be written in the tokens, or None.
+    open_audio : bool
+        Open the audio of CSV files, once until a file or line changes.
     """
-    warnings = on_main(
-        check_manifests,
-        {**train, **others},
-        spell=spell,
-        training_splits=tuple(train),
-        open_audio=hparams["test_csv"] is not None,
-    )
-    for warning in warnings:
+    sets = {**train, **others}
+    stamp = Path(hparams["manifest_folder"]) / "opened.json"
+
+    def attempt():
+        opened = fingerprint(sets) if open_audio and hparams["test_csv"] is not None else None
+        unknown = opened is not None and not (stamp.is_file() and stamp.read_text() == opened)
+        warnings = check_manifests(
+            sets, spell=spell, training_splits=tuple(train), open_audio=unknown
+        )
+        if unknown:
+            write_atomically(stamp, opened)
+        return warnings
+
+    for warning in on_main(attempt):
         logger.warning(warning)
 
 
@@ -249,7 +276,8 @@ def _spelling_of_shards(hparams, path):
 
 def scan_settings(hparams):
     """What the scan of shards, and the tokenizer trained on it, depend on."""
-    return {key: str(hparams[key]) for key in ("shards", "vocab_size", "token_type")}
+    keys = ("shards", "vocab_size", "token_type", "min_seconds", "max_seconds")
+    return {key: str(hparams[key]) for key in keys}
 
 
 def scanned_amount(hparams):
@@ -258,7 +286,7 @@ def scanned_amount(hparams):
     if not file.is_file():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
-    fits = found["settings"] == scan_settings(hparams)
+    fits = scan_settings(hparams).items() >= found["settings"].items()
     return shards.Amount(**found["amount"]) if fits else None
 
 

@@ -62,7 +62,7 @@ def scan(urls, **limits):
     Returns
     -------
     tuple
-        Transcripts (list of str) and `Amount`.
+        Transcripts (list of str), and the `Amount` that is trained on.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def scan(urls, **limits):
     if report is not None:
         logger.warning(report)
     amount = Amount(len(urls), len(kept), sum(utterance.duration for utterance in kept))
-    return [utterance.wrd for utterance in kept], amount
+    return [utterance.wrd for utterance in utterances], amount
 
 
 def amount_beside(urls):

@@ -14,7 +14,7 @@ ENCODER = ("0.", "1.encoder.", "1.custom_src_module.")  # of the list of front-e
 
 
 def load_encoder(model, normalize, source):
-    """Loads front-end, encoder and feature statistics, which are then kept; tells what is not.
+    """Loads front-end, encoder and feature statistics; tells what is not loaded.
 
     Arguments
     ---------
@@ -51,10 +51,9 @@ def load_encoder(model, normalize, source):
         )
     model.load_state_dict({key: theirs[key] for key in wanted}, strict=False)
     normalize._load(find_file(source, "normalizer.ckpt", option=OPTION), end_of_epoch=False)
-    normalize.update_until_epoch = 0
     left = sorted({".".join(key.split(".")[:2]) for key in theirs if key not in wanted})
     logger.info(
-        "%s: %d of %d weights are the trained encoder's and its feature statistics are kept; the "
+        "%s: %d of %d weights are the trained encoder's, and so are its feature statistics; the "
         "others start anew (not taken: %s)",
         source,
         sum(own[key].numel() for key in wanted),

@@ -54,6 +54,8 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
         ("lr: null", "--lr is None, but must be a number"),
         ("lr: true", "--lr is True, but must be a number"),
         ("lr: 0", "--lr is 0, but must be above 0"),
+        ("num_workers: -1", "--num_workers is -1, but must be 0 or more"),
+        ("averaged_checkpoints: 0", "--averaged_checkpoints is 0, but must be above 0"),
         ("width: 1.5", "--width is 1.5, but must be a whole number"),
         ("passed: x", "--passed is 'x', but must be a whole number"),
         ("flag: 1", "--flag is 1, but must be True or False"),
@@ -63,7 +65,8 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
 )
 def test_values_of_another_kind(system, option, message):
     with open(system.parent / "parts/part.yaml", "a") as part:
-        part.write("flag: False\nmade: !apply:numpy.array [!ref <sizes>, float]\n")
+        part.write("flag: False\nnum_workers: 4\naveraged_checkpoints: 5\n")
+        part.write("made: !apply:numpy.array [!ref <sizes>, float]\n")
     with pytest.raises(UserError, match=message):
         load_hyperparams(system, option)
 

@@ -12,6 +12,7 @@ import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
 from speechbrain_summarymixing import audio
+from speechbrain_summarymixing.corpora import manifest as manifests
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.training import asr, curves, experiment
 from speechbrain_summarymixing.training.data import train_tokenizer
@@ -101,6 +102,22 @@ def test_test_only_gives_the_same_again(trained, command, capsys):
     assert json.loads((trained / "results.json").read_text())["test"] == before
 
 
+def test_audio_of_csv_files_is_opened_once(train, noises, tmp_path, monkeypatch):
+    path = changed_manifest(noises, tmp_path / "train.csv", lambda rows: None)
+    opened = []
+    original = manifests.durations
+    monkeypatch.setattr(
+        manifests, "durations", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
+    )
+    train(train_csv=path, number_of_epochs=1)
+    assert len(opened) == 24 + 5 + 6
+    train(train_csv=path)
+    assert len(opened) == 35
+    changed_manifest(noises, path, lambda rows: rows[0].update(duration=9))
+    with pytest.raises(SystemExit, match="train-0: 9 s, but the audio has"):
+        train(train_csv=path)
+
+
 def test_test_only_needs_no_training_set(train, noises, tmp_path):
     moved = tmp_path / "train.csv"
     shutil.copy(noises / "train.csv", moved)
@@ -122,12 +139,22 @@ def test_other_transcripts_than_the_weights_are_refused(train, noises, tmp_path)
     train(train_csv=path)
 
 
-def test_sets_of_one_name_and_sets_for_all_purposes_are_refused(train, noises, tmp_path):
-    other = tmp_path / "train.csv"
-    shutil.copy(noises / "test.csv", other)
-    for options in ({"test_csv": other}, {"train_csv": f"{noises / 'train.csv'},{other}"}):
-        with pytest.raises(SystemExit, match="are two sets of one name, train, by which results"):
-            train(**options)
+def test_files_of_one_name_are_told_apart(train, noises, tmp_path):
+    csvs = {}
+    for part in ("train", "valid", "test"):
+        path = csvs[f"{part}_csv"] = tmp_path / part / "data.csv"
+        path.parent.mkdir()
+        shutil.copy(noises / f"{part}.csv", path)
+    folder = train(**csvs, number_of_epochs=1)
+    assert set(json.loads((folder / "results.json").read_text())["test"]) == {"test_data"}
+    assert (folder / "wer_test_data.txt").is_file()
+    shutil.copytree(tmp_path / "test", tmp_path / "more" / "test")
+    both = f"{csvs['test_csv']},{tmp_path / 'more/test/data.csv'}"
+    with pytest.raises(SystemExit, match="another set is called test_data too, by which results"):
+        train(**{**csvs, "test_csv": both}, number_of_epochs=1)
+
+
+def test_training_on_what_is_tested_is_refused(train, noises):
     with pytest.raises(SystemExit, match="train is to train on and to validate or test on"):
         train(valid_csv=noises / "train.csv")
     with pytest.raises(SystemExit, match="dev is to train on and to validate or test on"):
@@ -223,6 +250,10 @@ def test_a_corpus_of_librispeechs_layout(train, noises, tmp_path):
     options = {"corpus": "librispeech", "data_folder": tmp_path / "corpus", **csvs, **splits}
     results = json.loads((train(**options) / "results.json").read_text())
     assert results["test"]["test"]["utterances"] == 6
+    (tmp_path / "corpus/train").rename(tmp_path / "elsewhere")
+    again = train(**options, test_only=True) / "results.json"
+    assert json.loads(again.read_text()) == results
+    (tmp_path / "elsewhere").rename(tmp_path / "corpus/train")
     with pytest.raises(SystemExit, match="no split dev-clean; it holds test, train, valid"):
         train(**{**options, "test_splits": "test,dev-clean"})
 

@@ -129,10 +129,20 @@ def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
     yaml = f"{LIBRISPEECH}/LM/hparams/transformer.yaml"
     language_model.run(arguments(pytestconfig.rootpath, yaml, options))
     assert json.loads((tmp_path / "lm/results.json").read_text())["train_sentences"] == 115 + 3
+    (tmp_path / "more.txt").unlink()  # a run that has begun keeps what it learns from
+    language_model.run([*arguments(pytestconfig.rootpath, yaml, options), "--test_only"])
+    assert json.loads((tmp_path / "lm/results.json").read_text())["train_sentences"] == 115 + 3
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "cut", "other"])
-def test_what_is_no_language_model_is_told_before_training(made, command, tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("tokenizer", "which has no hyperparams.yaml"),
+        ("cut", "lm.ckpt is damaged"),
+        ("other", "lm.ckpt is damaged or of another model"),
+    ],
+)
+def test_what_is_no_language_model_is_told_before_training(made, command, tmp_path, kind, message):
     folder = tmp_path / "lm"
     shutil.copytree(made / "lm/pretrained", folder)
     if kind == "tokenizer":
@@ -141,9 +151,7 @@ def test_what_is_no_language_model_is_told_before_training(made, command, tmp_pa
         (folder / "lm.ckpt").write_bytes((folder / "lm.ckpt").read_bytes()[:1000])
     else:
         torch.save({"other": torch.zeros(1)}, folder / "lm.ckpt")
-    with pytest.raises(
-        SystemExit, match="--lm_folder is .*(no hyperparams.yaml|lm.ckpt is damage)"
-    ):
+    with pytest.raises(SystemExit, match=f"--lm_folder is .*{message}"):
         experiment.run(command(tmp_path / "out", lm_folder=folder))
     assert not list((tmp_path / "out").glob("save/CKPT*"))
 

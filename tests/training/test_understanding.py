@@ -209,6 +209,12 @@ def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, 
     assert not ours["1.decoder.layers.0.norm1.norm.weight"].equal(torch.zeros(16))
     statistics = [torch.load(f / "normalizer.ckpt") for f in (asr, out / "pretrained")]
     assert statistics[0]["glob_mean"].equal(statistics[1]["glob_mean"])
+    asr.rename(tmp_path / "moved")  # to go on takes nothing of it
+    train(out, encoder_folder=asr, **{**options, "number_of_epochs": 2, "optimizer_step_limit": 3})
+    assert "epoch: 2, steps: 3" in (out / "train_log.txt").read_text()
+    kept = torch.load(out / "pretrained" / "normalizer.ckpt")
+    assert kept["glob_mean"].equal(statistics[0]["glob_mean"])
+    (tmp_path / "moved").rename(asr)
     log = (out / "log.txt").read_text()
     assert "the trained encoder's" in log and "1.decoder" in log
     with pytest.raises(SystemExit, match=r"whose encoder is another(.|\n)*1\.encoder\.layers"):
