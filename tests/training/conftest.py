@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from speechbrain_summarymixing.corpora.semantics import Semantics
+from speechbrain_summarymixing.training import experiment
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +67,20 @@ def noises(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def changed_csv(noises):
+    """A function that writes the training CSV, whose rows went through a change, to a path."""
+
+    def write(path, change):
+        with open(noises / "train.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        change(rows)
+        write_csv(path, rows)
+        return path
+
+    return write
+
+
 @pytest.fixture
 def corrupt(tmp_path):
     """A function that writes a file as long as an utterance, which only reading finds to be bad."""
@@ -108,3 +123,14 @@ def command(noises):
         return listed
 
     return arguments
+
+
+@pytest.fixture
+def train(command, tmp_path):
+    """Runs a small training in a folder of its own and returns the folder."""
+
+    def run(**options):
+        experiment.run(command(tmp_path / "out", **options))
+        return tmp_path / "out"
+
+    return run

@@ -7,26 +7,11 @@ import shutil
 import signal
 
 import pytest
-import soundfile
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
-from speechbrain_summarymixing import audio
-from speechbrain_summarymixing.corpora import manifest as manifests
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.training import asr, curves, experiment
-from speechbrain_summarymixing.training.data import train_tokenizer
-
-
-@pytest.fixture
-def train(command, tmp_path):
-    """Runs a small training in a folder of its own and returns the folder."""
-
-    def run(**options):
-        experiment.run(command(tmp_path / "out", **options))
-        return tmp_path / "out"
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -102,80 +87,6 @@ def test_test_only_gives_the_same_again(trained, command, capsys):
     assert json.loads((trained / "results.json").read_text())["test"] == before
 
 
-def test_audio_of_csv_files_is_opened_once(train, noises, tmp_path, monkeypatch):
-    path = changed_manifest(noises, tmp_path / "train.csv", lambda rows: None)
-    opened = []
-    original = manifests.durations
-    monkeypatch.setattr(
-        manifests, "durations", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
-    )
-    train(train_csv=path, number_of_epochs=1)
-    assert len(opened) == 24 + 5 + 6
-    train(train_csv=path)
-    assert len(opened) == 35
-    changed_manifest(noises, path, lambda rows: rows[0].update(duration=9))
-    with pytest.raises(SystemExit, match="train-0: 9 s, but the audio has"):
-        train(train_csv=path)
-
-
-def test_test_only_needs_no_training_set(train, noises, tmp_path):
-    moved = tmp_path / "train.csv"
-    shutil.copy(noises / "train.csv", moved)
-    results = (train(train_csv=moved) / "results.json").read_text()
-    moved.unlink()
-    assert (train(train_csv=moved, test_only=True) / "results.json").read_text() == results
-
-
-def test_other_transcripts_than_the_weights_are_refused(train, noises, tmp_path):
-    path = tmp_path / "train.csv"
-    shutil.copy(noises / "train.csv", path)
-    before = (train(train_csv=path, number_of_epochs=1) / "tokenizer.model").read_bytes()
-    changed_manifest(noises, path, lambda rows: rows[0].update(wrd="ZOO"))
-    for _ in range(2):
-        with pytest.raises(SystemExit, match="trained with the tokens of other transcripts"):
-            train(train_csv=path)
-    assert (tmp_path / "out/tokenizer.model").read_bytes() == before
-    shutil.copy(noises / "train.csv", path)
-    train(train_csv=path)
-
-
-def test_files_of_one_name_are_told_apart(train, noises, tmp_path):
-    csvs = {}
-    for part in ("train", "valid", "test"):
-        path = csvs[f"{part}_csv"] = tmp_path / part / "data.csv"
-        path.parent.mkdir()
-        shutil.copy(noises / f"{part}.csv", path)
-    folder = train(**csvs, number_of_epochs=1)
-    assert set(json.loads((folder / "results.json").read_text())["test"]) == {"test_data"}
-    assert (folder / "wer_test_data.txt").is_file()
-    shutil.copytree(tmp_path / "test", tmp_path / "more" / "test")
-    both = f"{csvs['test_csv']},{tmp_path / 'more/test/data.csv'}"
-    with pytest.raises(SystemExit, match="another set is called test_data too, by which results"):
-        train(**{**csvs, "test_csv": both}, number_of_epochs=1)
-
-
-def test_training_on_what_is_tested_is_refused(train, noises):
-    with pytest.raises(SystemExit, match="train is to train on and to validate or test on"):
-        train(valid_csv=noises / "train.csv")
-    with pytest.raises(SystemExit, match="dev is to train on and to validate or test on"):
-        train(train_csv="null", valid_csv="null", test_csv="null", train_splits="train,dev")
-
-
-def test_long_audio_is_left_out_of_training_and_tested(train, noises):
-    longest = sorted(manifest(noises, "train").values(), key=lambda row: float(row["duration"]))[-1]
-    folder = train(max_seconds=float(longest["duration"]) - 0.01, number_of_epochs=1)
-    told = "train: 1 of 24 utterances (0.00 h) are left out of training: outside 0.1 to"
-    log = (folder / "log.txt").read_text()
-    assert told in log and f"{longest['ID']}: " in log
-    shutil.rmtree(folder)
-    with pytest.raises(SystemExit, match="train: nothing to train on: 24 of 24 utterances"):
-        train(max_seconds=0.2)
-    assert json.loads(
-        (train(max_seconds=0.9, number_of_epochs=1) / "results.json").read_text()
-    )["test"]["test"]["utterances"] == len(manifest(noises, "test"))  # fmt: skip
-    assert max(float(row["duration"]) for row in manifest(noises, "test").values()) > 0.9
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -231,96 +142,6 @@ def test_unknown_option_and_missing_csv(train, tmp_path):
         train(corpus="timit", train_csv="null", valid_csv="null", test_csv="null")
 
 
-def test_a_corpus_of_librispeechs_layout(train, noises, tmp_path):
-    for split in ("train", "valid", "test"):
-        for row in manifest(noises, split).values():
-            key = (
-                row["ID"]
-                .replace("train-", "1-1-")
-                .replace("valid-", "2-1-")
-                .replace("test-", "3-1-")
-            )
-            chapter = tmp_path / "corpus" / split / key[0] / "1"
-            chapter.mkdir(parents=True, exist_ok=True)
-            shutil.copy(row["wav"], chapter / f"{key}.flac")
-            with open(chapter / f"{key[0]}-1.trans.txt", "a") as file:
-                file.write(f"{key} {row['wrd']}\n")
-    csvs = {f"{split}_csv": "null" for split in ("train", "valid", "test")}
-    splits = {f"{split}_splits": split for split in ("train", "valid", "test")}
-    options = {"corpus": "librispeech", "data_folder": tmp_path / "corpus", **csvs, **splits}
-    results = json.loads((train(**options) / "results.json").read_text())
-    assert results["test"]["test"]["utterances"] == 6
-    (tmp_path / "corpus/train").rename(tmp_path / "elsewhere")
-    again = train(**options, test_only=True) / "results.json"
-    assert json.loads(again.read_text()) == results
-    (tmp_path / "elsewhere").rename(tmp_path / "corpus/train")
-    with pytest.raises(SystemExit, match="no split dev-clean; it holds test, train, valid"):
-        train(**{**options, "test_splits": "test,dev-clean"})
-
-
-def changed_manifest(noises, path, change):
-    """A copy of train.csv whose rows went through ``change``."""
-    with open(noises / "train.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    change(rows)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def test_one_report_names_every_bad_utterance_before_training(train, noises, tmp_path):
-    def spoil(rows):
-        rows[0]["wav"] = str(tmp_path / "gone.flac")
-        rows[1]["duration"] = "0.0"
-        rows[2]["wrd"] = ""
-        rows[3]["ID"] = rows[4]["ID"]
-        cut = tmp_path / "cut.flac"
-        with open(rows[6]["wav"], "rb") as file:
-            cut.write_bytes(file.read()[:-100])
-        rows[6]["wav"] = str(cut)
-        rows[7]["duration"] = "999"
-
-    path = changed_manifest(noises, tmp_path / "train.csv", spoil)
-    with pytest.raises(SystemExit) as error:
-        train(train_csv=path)
-    for expected in ("gone.flac", "train-1", "train-2", "train-4", "cut.flac", "train-7: 999 s"):
-        assert expected in str(error.value), expected
-    assert not list((tmp_path / "out").glob("save/*"))
-
-
-def test_characters_unknown_to_the_tokens_are_told_and_no_training_text_has_them(
-    train, noises, tmp_path
-):
-    def foreign(rows):
-        for row in rows:
-            row["ID"] = "v" + row["ID"]
-        rows[5]["wrd"] = "ÉTÉ"
-
-    path = changed_manifest(noises, tmp_path / "valid.csv", foreign)
-    folder = train(valid_csv=path, number_of_epochs=1)
-    told = "1 transcripts of valid that no hypothesis can equal:\n  vtrain-5: characters not in"
-    assert told in (folder / "log.txt").read_text()
-    assert float(curves.read(folder)[-1]["valid_loss"]) > 0
-    other = train_tokenizer(["SET"] * 9, tmp_path / "other/tokenizer.ckpt", vocab_size=7)
-    assert other.get_piece_size() == 7
-    with pytest.raises(SystemExit, match="transcripts that cannot be spelled(.|\n)*the tokenizer"):
-        shutil.rmtree(folder)
-        train(tokenizer_folder=tmp_path / "other", vocab_size=7)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_turns_out_corrupt_is_named(train, noises, corrupt, tmp_path, num_workers):
-    def spoil(rows):
-        rows[7]["wav"] = corrupt(rows[7])
-
-    path = changed_manifest(noises, tmp_path / "train.csv", spoil)
-    with pytest.raises(SystemExit) as error:
-        train(train_csv=path, num_workers=num_workers)
-    assert "corrupt.wav" in str(error.value) and "Traceback" not in str(error.value)
-
-
 def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
     seen = {}
     original = asr.ASR.compute_objectives
@@ -369,20 +190,6 @@ def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
     monkeypatch.setattr(asr, "export", original)
     folder = train()
     assert (folder / "pretrained" / "model.ckpt").is_file()
-
-
-def test_other_rates_and_channels_are_converted(train, noises, tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "_said", set())
-
-    def convert(rows):
-        wav, _ = soundfile.read(rows[0]["wav"])
-        rows[0]["wav"] = str(tmp_path / "stereo.wav")
-        soundfile.write(rows[0]["wav"], torch.tensor(wav).repeat(2, 1).T.numpy(), 8000)
-        rows[0]["duration"] = str(len(wav) / 8000)
-
-    train(train_csv=changed_manifest(noises, tmp_path / "train.csv", convert), number_of_epochs=1)
-    log = (tmp_path / "out" / "log.txt").read_text()
-    assert log.count("8000 Hz") == 1 and log.count("2 channels") == 1
 
 
 def test_speechbrain_run_options(train):

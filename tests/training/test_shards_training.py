@@ -1,6 +1,5 @@
 """Training on the shards that `summarymixing shard` writes, beside training on CSV files."""
 
-import csv
 import json
 import os
 import re
@@ -254,24 +253,23 @@ def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch):
     assert (out / "log.txt").read_text().count("the shards are read from their begin") == 1
 
 
-def rewritten(noises, tmp_path, change, **options):
-    """The pattern of shards whose manifest's rows went through ``change``."""
-    with open(noises / "train.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    change(rows)
-    with open(tmp_path / "changed.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_shards(tmp_path / "changed.csv", tmp_path / "changed", progress=False, **options)
-    return str(tmp_path / "changed" / "shard-000000.tar")
+@pytest.fixture
+def rewritten(changed_csv, tmp_path):
+    """A function that returns the pattern of shards whose rows went through a change."""
+
+    def write(change, **options):
+        path = changed_csv(tmp_path / "changed.csv", change)
+        write_shards(path, tmp_path / "changed", progress=False, **options)
+        return str(tmp_path / "changed" / "shard-000000.tar")
+
+    return write
 
 
-def test_bad_utterances_are_named_before_training_or_when_read(train, noises, tokenizer, tmp_path):
+def test_bad_utterances_are_named_before_training_or_when_read(train, rewritten, tokenizer):
     def spoil(rows):
         rows[0]["wrd"] = "ÉTÉ"
 
-    url = rewritten(noises, tmp_path, spoil)
+    url = rewritten(spoil)
     with pytest.raises(SystemExit, match="train-0 in .*shard-000000.tar: cannot be spelled.*: É"):
         train(shards=url, tokenizer_folder=tokenizer[1])
     with pytest.raises(UserError) as error:
@@ -303,11 +301,11 @@ def test_the_amount_of_shards_in_several_folders(folder, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_audio_that_turns_out_corrupt_is_named(train, noises, corrupt, tmp_path, num_workers):
+def test_audio_that_turns_out_corrupt_is_named(train, rewritten, corrupt, num_workers):
     def spoil(rows):
         rows[7]["wav"] = corrupt(rows[7])
 
-    url = rewritten(noises, tmp_path, spoil)
+    url = rewritten(spoil)
     with pytest.raises(SystemExit) as error:
         train(shards=url, num_workers=num_workers)
     assert re.search("train-7 in .*shard-000000.tar: ", str(error.value))
