@@ -14,7 +14,6 @@ from torch import nn
 
 from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
 from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
-from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 # With this name SpeechBrain's Branchformer builds no attention and asks for no positions.
 NO_ATTENTION = "RoPEMHA"
@@ -87,7 +86,8 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         Width D.
     token_mixer : torch.nn.Module
         Called as SpeechBrain's attention: ``(query, key, value, attn_mask=, key_padding_mask=,
-        pos_embs=) -> (output, weights)``; with `NoMixing` the convolution branch stands alone.
+        pos_embs=) -> (output, weights)``; with `NoMixing` the convolution branch stands alone. Its
+        ``merge_width``, where it has one, is the hidden width of an MLP that merges the branches.
     kernel_size : int
         Of the convolution branch, in frames.
     csgu_linear_units : int
@@ -130,9 +130,8 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         self.mha_layer = token_mixer
         if isinstance(token_mixer, NoMixing):
             self.norm_mhsa = self.merge_proj = None
-        elif isinstance(token_mixer, SummaryMixing):
+        elif (hidden := getattr(token_mixer, "merge_width", None)) is not None:
             # merge of the SummaryMixing paper: an MLP of [summary width, D] (arXiv 2307.07421)
-            hidden = token_mixer.summary_dims[-1]
             self.merge_proj = nn.Sequential(
                 nn.Linear(2 * d_model, hidden),
                 activation(),
@@ -175,6 +174,7 @@ class MixerBranchformerEncoder(InjectedMixers, BranchformerEncoder):
 
     Example
     -------
+    >>> from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
     >>> encoder = MixerBranchformerEncoder(2, 16, lambda: SummaryMixing(16), csgu_linear_units=32)
     >>> encoder(torch.rand(3, 20, 16))[0].shape
     torch.Size([3, 20, 16])

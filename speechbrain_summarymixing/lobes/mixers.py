@@ -188,7 +188,10 @@ class InjectedMixers:
 
     def has_own_positions(self):
         """Whether a mixer brings positions, so that sine positions are left out."""
-        return any(isinstance(mixer, (RelPosMHAXL, RoPEMHA)) for mixer in self.mixers())
+        return any(
+            isinstance(mixer, (RelPosMHAXL, RoPEMHA)) or getattr(mixer, "has_positions", False)
+            for mixer in self.mixers()
+        )
 
     def forward(
         self,

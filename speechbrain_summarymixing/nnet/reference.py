@@ -155,3 +155,74 @@ def additive_attention(score, vectors, width):
         part = slice(h * width, (h + 1) * width)
         heads.append(sum(scores[t] / total * v[part] for t, v in vectors.items()))
     return torch.cat(heads)
+
+
+def selective_summary_mixing(mixer, x, key_padding_mask=None, attn_mask=None, window=None):
+    """SelectiveSummaryMixing, frame by frame and head by head.
+
+    Arguments
+    ---------
+    mixer : SelectiveSummaryMixing
+        Its weights are read, its code is not used.
+    x, key_padding_mask, attn_mask, window
+        As in `summary_mixing`.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T, D).
+    """
+    batch, frames, width = x.shape
+    size = width // mixer.nhead
+    outputs = []
+    for b in range(batch):
+        valid = [t for t in range(frames) if key_padding_mask is None or not key_padding_mask[b, t]]
+        projected = {t: (mixer.projection.weight @ x[b, t]).split(width) for t in valid}
+        for t in range(frames):
+            if t not in valid:
+                outputs.append(torch.zeros(width, dtype=x.dtype))
+                continue
+            seen = [
+                j for j in valid if not blocked(attn_mask, b, t, j) and not outside(window, t, j)
+            ]
+            heads = []
+            for h in range(mixer.nhead):
+                part = slice(h * size, (h + 1) * size)
+                queries, keys, values = (
+                    {j: projected[j][which][part] for j in valid} for which in range(3)
+                )
+                heads.append(_select(mixer, h, t, seen, queries[t], keys, values))
+            outputs.append(mixer.output.weight @ torch.cat(heads) + mixer.output.bias)
+    return torch.stack(outputs).view(batch, frames, width)
+
+
+def _select(mixer, h, t, seen, query, keys, values):
+    """One head's mean (E,) of neighbours and summaries of the frames seen, by frame t."""
+    width, size = mixer.d_model, query.numel()
+    content = query + mixer.content_bias[h]
+    weights, vectors = [], []
+    for j in seen:
+        if abs(t - j) > mixer.neighbours:
+            continue
+        rates = [10000.0 ** (-i / width) for i in range(0, width, 2)]
+        sines = [f((t - j) * rate) for rate in rates for f in (math.sin, math.cos)]
+        position = mixer.position.weight[h * size : (h + 1) * size] @ x_like(sines, query)
+        score = content @ keys[j] + (query + mixer.position_bias[h]) @ position
+        weights.append(torch.exp(score / math.sqrt(size)))
+        vectors.append(values[j])
+    for m in range(mixer.summaries):
+        key, value, mass = torch.zeros_like(query), torch.zeros_like(query), 0.0
+        for j in seen:
+            weight = torch.exp(8 * torch.tanh(keys[j] @ mixer.summary_score[h, m] / 8))
+            key, value, mass = key + weight * keys[j], value + weight * values[j], mass + weight
+        if seen:
+            key, value = key / mass, value / mass
+        weights.append(torch.exp(content @ key / math.sqrt(size) + mixer.summary_bias[h, m]))
+        vectors.append(value)
+    total = sum(weight * vector for weight, vector in zip(weights, vectors))
+    return total / sum(weights) if weights else torch.zeros_like(query)
+
+
+def x_like(numbers, x):
+    """Numbers as a tensor of the type of ``x``."""
+    return torch.tensor(numbers, dtype=x.dtype)

@@ -60,8 +60,12 @@ class Window:
 
     def attn_mask(self, frames, device=None):
         """Returns the same window as a mask (T, T), bool, True where a frame is blocked."""
-        chunk = torch.arange(frames, device=device) // self.chunk_frames
-        behind = chunk[:, None] - chunk
+        frame = torch.arange(frames, device=device)
+        return self.blocks(frame[:, None], frame)
+
+    def blocks(self, i, j):
+        """Whether frames i may not see frames j, tensors of their indices, by broadcasting."""
+        behind = i // self.chunk_frames - j // self.chunk_frames
         blocked = behind < 0
         return blocked if self.left_chunks is None else blocked | (behind > self.left_chunks)
 
@@ -90,7 +94,7 @@ def window_of_mask(attn_mask):
     """
     if attn_mask.dim() != 2 or attn_mask.size(0) != attn_mask.size(1) or not attn_mask.numel():
         return None
-    blocked = _allowed(attn_mask).logical_not()
+    blocked = allowed_frames(attn_mask).logical_not()
     frames = blocked.size(0)
     chunk_frames = frames - int(blocked[0].sum())
     if chunk_frames == 0:
@@ -143,7 +147,7 @@ def attn_mask_mean(x, attn_mask, key_padding_mask=None):
     torch.Tensor
         (B, T, S), in the type of x.
     """
-    allowed = _allowed(attn_mask)
+    allowed = allowed_frames(attn_mask)
     if allowed.dim() == 2:
         allowed = allowed.unsqueeze(0)
     if key_padding_mask is not None:
@@ -260,14 +264,41 @@ def _window_sums(x, window, history):
     """Sums of (B, T, S) over each chunk's window, (B, K, S), and the history to go on from."""
     if window.chunk_frames > 1:
         x = _in_blocks(x, window.chunk_frames).sum(2, dtype=_accumulator(x))
-    chunks = x.size(1)
+    return running_sums(x, window.left_chunks, history)
+
+
+def running_sums(x, left, history=None):
+    """Sums over each vector and those to the left of it, in O(T).
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, T, S).
+    left : int or None
+        How many to the left; None is all.
+    history : torch.Tensor or None
+        Of the call before; None starts.
+
+    Returns
+    -------
+    sums : torch.Tensor
+        (B, T, S).
+    history : torch.Tensor
+        For the next call, float64: (B, 1, S), the sum of all, or the last ``left`` vectors.
+
+    Example
+    -------
+    >>> running_sums(torch.ones(1, 4, 1), 1)[0].flatten()
+    tensor([1., 2., 2., 2.])
+    """
+    frames = x.size(1)
     if history is not None:
         x = torch.cat([history, x], 1)
-    if window.left_chunks is None:
+    if left is None:
         sums = _prefix_sums(x)
-        return sums[:, -chunks:], sums[:, -1:].double()
-    sums = _sliding_sums(x, min(window.left_chunks + 1, x.size(1)))
-    return sums[:, -chunks:], x[:, max(0, x.size(1) - window.left_chunks) :].double()
+        return sums[:, -frames:], sums[:, -1:].double()
+    sums = _sliding_sums(x, min(left + 1, x.size(1)))
+    return sums[:, -frames:], x[:, max(0, x.size(1) - left) :].double()
 
 
 def _sliding_sums(x, width):
@@ -355,7 +386,8 @@ def _in_blocks(x, size=BLOCK, more=0):
     return functional.pad(x, (0, 0, 0, blocks * size - x.size(1))).unflatten(1, (blocks, size))
 
 
-def _allowed(attn_mask):
+def allowed_frames(attn_mask):
+    """Where a mask (T, T) or (B, T, T), bool or float, lets a frame see another: bool."""
     return attn_mask.logical_not() if attn_mask.dtype == torch.bool else attn_mask == 0
 
 

@@ -7,6 +7,7 @@ the widths of the last layers of f (local) and s (summary).
 import torch
 from torch import nn
 
+from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window
 from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
 from speechbrain_summarymixing.nnet.published import load_published_state_dict
 from speechbrain_summarymixing.nnet.summaries import (
@@ -101,6 +102,7 @@ class SummaryMixing(nn.Module):
         self.decay = decay
         self.local_dims = _widths("local_dims", local_dims, default) if local_branch else ()
         self.summary_dims = _widths("summary_dims", summary_dims, default)
+        self.merge_width = self.summary_dims[-1]  # of a Branchformer's merge, an MLP in the paper
         self._check(local_dims, local_branch, shared_projection, dropout)
 
         parts = [dims[0] for dims in (self.local_dims, self.summary_dims) if dims]
@@ -233,10 +235,7 @@ class SummaryMixing(nn.Module):
         >>> torch.allclose(torch.cat([first, second], 1), whole, atol=1e-6)
         True
         """
-        if window is None:
-            raise ValueError(
-                "window is None, but a stream never shows the whole: pass a Window, such as CAUSAL"
-            )
+        check_streaming_window(window)
         self._check_input(query, None, None, None, key_padding_mask, window)
         return self._mix(query, None, key_padding_mask, window, state)
 
@@ -302,41 +301,7 @@ class SummaryMixing(nn.Module):
         return self._activate(nn.functional.linear(self.dropout(local), weight_local).add_(shared))
 
     def _check_input(self, query, key, value, attn_mask, key_padding_mask, window):
-        if query.dim() != 3 or query.size(2) != self.d_model:
-            raise ValueError(
-                f"query has shape {tuple(query.shape)}, but must be (batch, time, {self.d_model})"
-            )
-        for name, other in (("key", key), ("value", value)):
-            if other is not None and other is not query:
-                raise ValueError(
-                    f"{name} is another tensor than query, but SummaryMixing mixes one sequence "
-                    "with itself: pass the same tensor or None, and keep attention where a "
-                    "decoder looks at its encoder"
-                )
-        batch, frames, _ = query.shape
-        if key_padding_mask is not None and key_padding_mask.shape != (batch, frames):
-            raise ValueError(
-                f"key_padding_mask has shape {tuple(key_padding_mask.shape)}, but must be "
-                f"(batch, time), here {(batch, frames)}"
-            )
-        if window is not None and attn_mask is not None:
-            raise ValueError(
-                f"window is {window} and attn_mask is given too, but each says alone what a frame "
-                "sees: pass one of them"
-            )
-        if attn_mask is not None and attn_mask.shape not in (
-            (frames, frames),
-            (batch, frames, frames),
-        ):
-            raise ValueError(
-                f"attn_mask has shape {tuple(attn_mask.shape)}, but must be {(frames, frames)} or "
-                f"{(batch, frames, frames)}: one mask for all heads"
-            )
-        if window is not None and not isinstance(window, Window):
-            raise ValueError(
-                f"window is {window!r}, but must be a Window, as Window(chunk_frames=16), or None: "
-                "pass a tensor as attn_mask"
-            )
+        check_call(self, query, key, value, attn_mask, key_padding_mask, window)
         if self.decay is not None and (window is not None or attn_mask is not None):
             what = "attn_mask" if window is None else f"window {window}"
             raise ValueError(
