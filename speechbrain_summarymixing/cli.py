@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import shlex
 import sys
 from dataclasses import asdict
 from itertools import product
@@ -31,7 +32,9 @@ def main(argv=None):
     )
     _add_shard(commands)
     _add_benchmark(commands)
+    _add_compare(commands)
     arguments = parser.parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else argv
     try:
         return arguments.run(arguments)
     except UserError as error:
@@ -268,6 +271,77 @@ def _benchmark_decoding(arguments):
         device=arguments.device,
     )
     return 0
+
+
+def _add_compare(commands):
+    compare = commands.add_parser(
+        "compare",
+        help="train systems with several seeds and compare their errors",
+        description="Trains each system on each corpus with each seed and prints how the error "
+        "rates of the systems differ from the baseline's, with 95%% intervals over seeds and "
+        "utterances. The same command goes on where it was stopped, and trains again what failed.",
+    )
+    compare.add_argument(
+        "systems",
+        nargs="+",
+        metavar="SYSTEM",
+        help="FILE.yaml, NAME=FILE.yaml or NAME=FILE.yaml:key=value,key=value",
+    )
+    compare.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
+    compare.add_argument(
+        "--corpora",
+        nargs="+",
+        default=["mini"],
+        metavar="CORPUS",
+        help="mini, or NAME:key=value,…, as in an4:data_folder=DIR,number_of_epochs=60",
+    )
+    compare.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of every system whose file has them; a corpus's, then a system's, go before",
+    )
+    compare.add_argument("--baseline", metavar="NAME", help="a system (default: the last)")
+    compare.add_argument(
+        "--match-parameters",
+        action="store_true",
+        help="give each encoder as many parameters as the baseline's, by the width that its file's "
+        "size_option names",
+    )
+    compare.add_argument("--folder", default="results/compare", help="default: results/compare")
+    compare.add_argument("--train", metavar="TRAIN.py", help="a recipe's, for another task")
+    compare.add_argument("--device", help="cpu, cuda (default: a GPU where there is one)")
+    compare.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs side by side, of one thread each"
+    )
+    compare.add_argument(
+        "--keep-checkpoints", action="store_true", help="of finished runs too, to train on"
+    )
+    compare.add_argument("--no-progress", action="store_true", help="no progress bar")
+    compare.set_defaults(run=_compare)
+
+
+def _compare(arguments):
+    from speechbrain_summarymixing.analysis.compare import compare
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    failed = compare(
+        arguments.systems,
+        arguments.folder,
+        seeds=arguments.seeds,
+        corpora=arguments.corpora,
+        settings=arguments.set,
+        baseline=arguments.baseline,
+        match_parameters=arguments.match_parameters,
+        train=arguments.train,
+        device=arguments.device,
+        jobs=arguments.jobs,
+        keep_checkpoints=arguments.keep_checkpoints,
+        progress=not arguments.no_progress,
+        command=shlex.join(["summarymixing", *arguments.argv]),
+    )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Files that a kill leaves whole: the old content or the new."""
 
+import csv
+import io
 import json
 import os
 from contextlib import contextmanager
@@ -19,6 +21,22 @@ def write_atomically(path, content):
     """
     with atomically(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_table(path, columns, rows):
+    """Writes a CSV file with a header, whole or not at all.
+
+    Arguments
+    ---------
+    path : str or Path
+    columns : sequence of str
+    rows : iterable of sequence
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What the mixers cost, measured."""
+"""What systems and their mixers cost and how well they learn, measured."""

@@ -24,6 +24,7 @@ from speechbrain_summarymixing.errors import UserError
 
 VERSION = 1  # of what the same seed makes
 SPLITS = ("train", "dev", "test")
+LARGE = "test-large"  # begins with the words and voices of "test"; IDs are of a chapter of its own
 ACCENTS = ("en-us", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland", "en-029")
 CHUNK = 80  # utterances spoken by one process
 STAMP = "mini.json"
@@ -61,7 +62,7 @@ def voices(seed):
     Returns
     -------
     dict
-        From each split to its (variant, accent) pairs, shuffled.
+        From "train", "dev" and "test" to their (variant, accent) pairs, shuffled.
 
     Raises
     ------
@@ -78,14 +79,14 @@ def voices(seed):
     return dealt
 
 
-def plan(*, seed=1234, train=4000, dev=120, test=200):
+def plan(*, seed=1234, train=4000, dev=120, test=200, test_large=2000):
     """Chooses the words and the voice of every utterance.
 
     Arguments
     ---------
     seed : int
-    train, dev, test : int
-        Numbers of utterances.
+    train, dev, test, test_large : int
+        Numbers of utterances; the first of "test-large" have the words and voices of "test".
 
     Returns
     -------
@@ -97,25 +98,27 @@ def plan(*, seed=1234, train=4000, dev=120, test=200):
     UserError
         If a number is not positive, or espeak-ng is missing.
     """
-    counts = {"train": train, "dev": dev, "test": test}
+    counts = {"train": train, "dev": dev, "test": test, LARGE: test_large}
     for split, count in counts.items():
         if not isinstance(count, int) or not 1 <= count <= 100_000:
             raise UserError(f"mini corpus: {split} is {count}, but must be 1 to 100000 utterances")
-    utterances = []
-    for number, (split, pairs) in enumerate(voices(seed).items()):
-        for index in range(counts[split]):
+    dealt, utterances = voices(seed), []
+    for split, count in counts.items():
+        like, chapter = ("test", 2) if split == LARGE else (split, 1)
+        number, pairs = SPLITS.index(like), dealt[like]
+        for index in range(count):
             voice = index % len(pairs)
             speaker = 1000 * (number + 1) + voice
-            key = f"{speaker}-1-{index // len(pairs):04d}"
+            key = f"{speaker}-{chapter}-{index // len(pairs):04d}"
             utterances.append(
                 {
                     "split": split,
                     "speaker": speaker,
                     "variant": pairs[voice][0],
                     "accent": pairs[voice][1],
-                    "text": _draw(split, f"{seed} {split} {index}"),
+                    "text": _draw(like, f"{seed} {like} {index}"),
                     "seed": [seed, number, index],
-                    "file": f"{split}/{speaker}/1/{key}.flac",
+                    "file": f"{split}/{speaker}/{chapter}/{key}.flac",
                 }
             )
     return utterances
@@ -128,14 +131,24 @@ def _draw(split, seed):
     return text
 
 
-def build(data_folder, *, seed=1234, train=4000, dev=120, test=200, workers=None, progress=True):
+def build(
+    data_folder,
+    *,
+    seed=1234,
+    train=4000,
+    dev=120,
+    test=200,
+    test_large=2000,
+    workers=None,
+    progress=True,
+):
     """Makes the corpus, unless it is there and whole.
 
     Arguments
     ---------
     data_folder : str or Path
         Where it lies; a folder that holds anything else is refused.
-    seed, train, dev, test : int
+    seed, train, dev, test, test_large : int
         As in `plan`; the same give the same bytes.
     workers : int or None
         Processes at a time; None: one for each core.
@@ -152,11 +165,11 @@ def build(data_folder, *, seed=1234, train=4000, dev=120, test=200, workers=None
     UserError
         If espeak-ng is missing or fails, the folder holds something else, or the disk is full.
     """
-    settings = {"version": VERSION, "seed": seed, "train": train, "dev": dev, "test": test}
+    sizes = {"train": train, "dev": dev, "test": test, "test_large": test_large}
     return make_corpus(
         data_folder,
-        settings,
-        lambda: plan(seed=seed, train=train, dev=dev, test=test),
+        {"version": VERSION, "seed": seed, **sizes},
+        lambda: plan(seed=seed, **sizes),
         _write_texts,
         name="the mini corpus",
         stamp=STAMP,
@@ -278,7 +291,8 @@ def _write_texts(folder, utterances):
     chapters, speakers = {}, {}
     for u in utterances:
         chapters.setdefault(Path(u["file"]).parent, []).append(u)
-        speakers[u["speaker"]] = f"{u['speaker']} | {u['split']} | {u['variant']} | {u['accent']}"
+        whose = "test" if u["split"] == LARGE else u["split"]
+        speakers[u["speaker"]] = f"{u['speaker']} | {whose} | {u['variant']} | {u['accent']}"
     for chapter, rows in chapters.items():
         (folder / chapter).mkdir(parents=True)
         name = "-".join(chapter.parts[1:])

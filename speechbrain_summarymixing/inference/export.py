@@ -128,9 +128,14 @@ CLASSIFICATION = Interface(
         "model",
     ),
     yaml=f"""
-modules:
+# EncoderClassifier tells the lengths to what comes second alone
+features: !new:speechbrain.nnet.containers.LengthsCapableSequential
     compute_features: !ref <compute_features>
-    mean_var_norm: !ref <normalize>
+    normalize: !ref <normalize>
+
+modules:
+    compute_features: !new:torch.nn.Identity
+    mean_var_norm: !ref <features>
     embedding_model: !ref <embedding_model>
     classifier: !ref <classifier>
 

@@ -47,7 +47,9 @@ class SummaryMixingASR(TransformerASR):
     num_encoder_layers, num_decoder_layers : int
         Numbers of layers; without decoder layers only ``encode`` works.
     d_ffn : int
-        Hidden width of the decoder's feed-forward layers.
+        Hidden width of the feed-forward layers.
+    encoder_d_ffn : int or None
+        That of a Conformer's or Transformer's layers alone; None means d_ffn.
     dropout : float
         Probability of zeroing an activation.
     activation : callable
@@ -114,6 +116,7 @@ class SummaryMixingASR(TransformerASR):
         num_encoder_layers=18,
         num_decoder_layers=6,
         d_ffn=2048,
+        encoder_d_ffn=None,
         dropout=0.1,
         activation=nn.GELU,
         encoder_module="branchformer",
@@ -152,6 +155,13 @@ class SummaryMixingASR(TransformerASR):
                 f"kernel_size is {kernel_size}, but a convolution centred on its frame needs an "
                 f"odd one: take {kernel_size + 1}"
             )
+        if encoder_d_ffn is None:
+            encoder_d_ffn = d_ffn
+        elif not isinstance(encoder_d_ffn, int) or encoder_d_ffn < 1:
+            raise ValueError(
+                f"encoder_d_ffn is {encoder_d_ffn!r}, but must be a whole number above 0, or None: "
+                "d_ffn"
+            )
         if positional_encoding not in ("fixed_abs_sine", None):
             raise ValueError(
                 f"positional_encoding is {positional_encoding!r}, but must be 'fixed_abs_sine' "
@@ -189,13 +199,13 @@ class SummaryMixingASR(TransformerASR):
             },
             "conformer": {
                 "kernel_size": kernel_size,
-                "d_ffn": d_ffn,
+                "d_ffn": encoder_d_ffn,
                 "activation": conformer_activation,
                 "bias": bias,
                 "causal": causal,
             },
             "transformer": {
-                "d_ffn": d_ffn,
+                "d_ffn": encoder_d_ffn,
                 "activation": activation,
                 "normalize_before": normalize_before,
             },

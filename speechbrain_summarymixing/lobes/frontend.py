@@ -1,6 +1,7 @@
 """Waveform to encoder input, each step exact under padding."""
 
 import torch
+import torchaudio.compliance.kaldi as kaldi
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.nnet.CNN import Conv2d
@@ -53,14 +54,117 @@ class WholeFrameFbank(torch.nn.Module):
             hop_length=hop_length,
         )
 
-    def forward(self, wavs):
-        """Returns the filterbanks (B, frames, F) of waveforms (B, T)."""
-        if wavs.dim() != 2:
-            raise ValueError(
-                f"wavs has shape {tuple(wavs.shape)}, but must be (batch, samples): "
-                "average the channels first"
-            )
+    def forward(self, wavs, lengths=None):
+        """Returns the filterbanks (B, frames, F) of waveforms (B, T), zero after their end."""
+        _check_waveforms(wavs)
         return self.fbank(pad_to_multiple(wavs, self.samples))[:, :-1]
+
+
+class KaldiFbank(torch.nn.Module):
+    """Kaldi's log-mel filterbank, batched, as kaldi-native-fbank and sherpa-onnx compute it.
+
+    Windows of 25 ms every 10 ms, centred in their 10 ms, without mean, pre-emphasised by 0.97 and
+    weighed by Kaldi's "povey" window; log of the power in triangular mel filters, floored at
+    float32's epsilon. An utterance is mirrored at both ends, as with ``snip_edges=False``, so what
+    follows it in a batch has no influence on its frames. There is no dither.
+
+    Arguments
+    ---------
+    n_mels : int
+        Number of mel filters F.
+    sample_rate : int
+        In Hz.
+    low_freq, high_freq : float
+        Bounds of the filters in Hz; below 0, from the half of the sample rate.
+    stride : int
+        Product of the time strides that follow: the number of frames is a whole multiple, and so
+        T samples make ``stride * ceil(T / (stride * hop))`` frames. Those after the end of an
+        utterance are its padding.
+
+    Reference: feature-fbank and feature-window of Kaldi.
+
+    Example
+    -------
+    >>> KaldiFbank()(torch.rand(2, 16000)).shape
+    torch.Size([2, 100, 80])
+    """
+
+    def __init__(self, n_mels=80, sample_rate=16000, low_freq=20.0, high_freq=-400.0, stride=4):
+        super().__init__()
+        self.window_samples = round(0.025 * sample_rate)
+        self.hop_samples = round(0.010 * sample_rate)
+        self.fft_samples = 2 ** (self.window_samples - 1).bit_length()
+        self.samples = stride * self.hop_samples
+        window = torch.hann_window(self.window_samples, periodic=False, dtype=torch.float64)
+        filters, _ = kaldi.get_mel_banks(
+            n_mels, self.fft_samples, float(sample_rate), low_freq, high_freq, 0.0, 0.0, 1.0
+        )
+        self.register_buffer("window", window.pow(0.85).float(), persistent=False)
+        # the highest bin, half of the sample rate, is in no filter
+        filters = torch.nn.functional.pad(filters, (0, 1)).T
+        self.register_buffer("filters", filters.contiguous(), persistent=False)
+
+    def forward(self, wavs, lengths=None):
+        """Returns the filterbanks of waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (B, T), in [-1, 1].
+        lengths : torch.Tensor or None
+            (B,), relative to T: each utterance ends, after zeros, with the whole multiple of
+            ``stride`` frames that holds its last sample, as in training. None: at T itself.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, frames, F), float32, or float64 for waveforms of that.
+
+        Raises
+        ------
+        ValueError
+            If wavs has another number of dimensions.
+        """
+        _check_waveforms(wavs)
+        with torch.autocast(wavs.device.type, enabled=False):
+            if wavs.dtype != torch.float64:
+                wavs = wavs.float()
+            frames = self._frames(wavs, lengths)  # (B, frames, window)
+            frames = frames - frames.mean(2, keepdim=True)
+            before = torch.cat([frames[..., :1], frames[..., :-1]], 2)
+            frames = (frames - 0.97 * before) * self.window.to(frames.dtype)
+            spectrum = torch.view_as_real(torch.fft.rfft(frames, self.fft_samples))
+            power = spectrum.square().sum(3)  # (B, frames, fft / 2 + 1)
+            mel = power @ self.filters.to(power.dtype)
+            return mel.clamp(min=torch.finfo(torch.float32).eps).log()
+
+    def _frames(self, wavs, lengths):
+        """Overlapping windows (B, frames, window) of mirrored waveforms (B, T)."""
+        samples = wavs.size(1)
+        reach = (self.window_samples - self.hop_samples) // 2  # before the first sample
+        count = -(-samples // self.samples) * (self.samples // self.hop_samples)
+        index = torch.arange(count * self.hop_samples + 2 * reach, device=wavs.device) - reach
+        if lengths is None:
+            ends = torch.full((wavs.size(0), 1), samples, device=wavs.device)
+        else:
+            ends = (lengths * samples).round().long().clamp(min=1).unsqueeze(1)
+            wavs = wavs.masked_fill(torch.arange(samples, device=wavs.device) >= ends, 0.0)
+            wavs = pad_to_multiple(wavs, self.samples)
+            ends = (ends + self.samples - 1) // self.samples * self.samples
+        # …, 1, 0, 0, 1, …, N - 1, N - 1, N - 2, … with a period of 2 N
+        phase = torch.remainder(index, 2 * ends)
+        mirrored = torch.minimum(phase, 2 * ends - 1 - phase)
+        after = index >= ends + self.window_samples // 2  # of the last frame that Kaldi has
+        signal = wavs.gather(1, mirrored).masked_fill(after, 0.0)
+        return signal.unfold(1, self.window_samples, self.hop_samples)
+
+
+def _check_waveforms(wavs):
+    if wavs.dim() != 2:
+        raise ValueError(
+            f"wavs has shape {tuple(wavs.shape)}, but must be (batch, samples): "
+            "average the channels first"
+        )
 
 
 class Normalization(InputNormalization):

@@ -1,8 +1,8 @@
 """SummaryMixing whose frames look at their neighbours and select among several summaries, in O(T).
 
 B is the batch, T the number of frames, H the number of heads, D the width, E = D / H, W the
-neighbours to each side, M the summaries of a head, N the number of blocks of W frames, C the frames
-of a window's chunk and K the number of chunks, 1 without a window.
+neighbours to each side, M the summaries of a head, N the number of blocks, S the frames of a block
+and around it, C those of a window's chunk and K the number of chunks, 1 without a window.
 """
 
 import math
@@ -22,8 +22,8 @@ class SelectiveState(NamedTuple):
     """What later chunks need of the ones before; its size does not grow with time."""
 
     sums: torch.Tensor  # (B, 1 or left chunks, H M (2 E + 1)), float64: of the summaries
-    neighbours: torch.Tensor  # (B, W, H, 2 E): keys and values of the last frames
-    blocked: torch.Tensor  # (B, W), bool, True where there was none, or padding
+    neighbours: torch.Tensor  # (B, H, 2 blocks, 2 E): keys and values of the last frames
+    blocked: torch.Tensor  # (B, 2 blocks), bool, True where there was none, or padding
 
 
 class SelectiveSummaryMixing(nn.Module):
@@ -68,8 +68,9 @@ class SelectiveSummaryMixing(nn.Module):
     """
 
     supports_window = True
+    has_positions = True  # sine positions at the encoder's input would be too many
 
-    def __init__(self, d_model, *, nhead=4, neighbours=16, summaries=4, dropout=0.1):
+    def __init__(self, d_model, *, nhead=4, neighbours=32, summaries=4, dropout=0.1):
         super().__init__()
         if nhead < 1 or d_model % nhead != 0 or d_model % 2 != 0:
             raise ValueError(
@@ -196,158 +197,170 @@ class SelectiveSummaryMixing(nn.Module):
         """
         check_streaming_window(window)
         check_call(self, query, None, None, None, key_padding_mask, window)
-        return self._mix(query, None, key_padding_mask, window, state)
+        return self._mix(query, None, key_padding_mask, window, state, streaming=True)
 
-    def _mix(self, query, attn_mask, padding, window, state=None):
-        """The output (B, T, D), and the state of a window."""
+    def _mix(self, query, attn_mask, padding, window, state=None, streaming=False):
+        """The output (B, T, D), and the state of a stream."""
         batch, frames, _ = query.shape
         x = query if padding is None else query.masked_fill(padding.unsqueeze(-1), 0.0)
         projected = self.projection(x).view(batch, frames, 3, self.nhead, -1)
-        queries = projected[:, :, 0]  # (B, T, H, E)
-        keys_values = projected[:, :, 1:].transpose(2, 3).flatten(3)  # (B, T, H, 2 E)
+        queries = projected[:, :, 0].transpose(1, 2) * self.scale  # (B, H, T, E)
+        keys_values = projected[:, :, 1:].permute(0, 3, 1, 2, 4).flatten(3)  # (B, H, T, 2 E)
+        by_content = queries + (self.content_bias * self.scale).unsqueeze(1)
+        if padding is None:
+            padding = torch.zeros(batch, frames, dtype=torch.bool, device=query.device)
 
-        if state is None:  # no frame was there before
-            before = keys_values.new_zeros(batch, self.neighbours, *keys_values.shape[2:])
-            blocked = torch.ones(batch, self.neighbours, dtype=torch.bool, device=query.device)
-        else:
-            before, blocked = state.neighbours, state.blocked
-        here = padding
-        if here is None:
-            here = torch.zeros(batch, frames, dtype=torch.bool, device=query.device)
-        neighbours = torch.cat([before.to(keys_values.dtype), keys_values], 1)
-        blocked = torch.cat([blocked, here], 1)
-
-        scores, values = self._of_neighbours(queries, neighbours, blocked, attn_mask, window)
-        if self.summaries:
-            sums = None if state is None else state.sums
-            means, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
-            scores = torch.cat([scores, self._of_summaries(queries, means, chunk, scores)], -1)
-        else:
-            sums = query.new_zeros(batch, 0, 0)
-        weights = scores.softmax(-1)
-        if attn_mask is not None and not self.summaries:  # which may block every neighbour
-            weights = weights.masked_fill(scores == torch.finfo(scores.dtype).min, 0.0)
-        weights = self.dropout(weights).to(values.dtype)
-
-        mixed = weights[..., : 3 * self.neighbours] @ values  # (B, N, H, W, E)
-        mixed = mixed.transpose(2, 3).flatten(1, 2)[:, :frames]  # (B, T, H, E)
-        if self.summaries:
-            selected = weights[..., 3 * self.neighbours :]  # (B, N, H, W, M)
-            selected = selected.transpose(2, 3).flatten(1, 2)[:, :frames]
-            by_chunk = _in_chunks(selected, chunk)  # (B, K, C, H, M)
-            means = means[..., means.size(-1) // 2 :].to(selected.dtype)
-            picked = torch.einsum("bkchm,bkhme->bkche", by_chunk, means)
-            mixed = mixed + picked.flatten(1, 2)[:, :frames]
-        output = self.output(mixed.flatten(2))
-        if padding is not None:
-            output = output.masked_fill(padding.unsqueeze(-1), 0.0)
-        last = slice(neighbours.size(1) - self.neighbours, None)
-        return output, SelectiveState(sums, neighbours[:, last], blocked[:, last])
-
-    def _of_neighbours(self, queries, neighbours, blocked, attn_mask, window):
-        """Scores (B, N, H, W, 3 W) of the blocks before, of and after a frame; values.
-
-        Of W frames more than queries (B, T, H, E) are neighbours (B, W + T, H, 2 E) and blocked.
-        """
-        width, frames = self.neighbours, queries.size(1)
-        blocks = _in_blocks(queries, width).transpose(2, 3)  # (B, N, H, W, E)
-        scores = (blocks + self.content_bias.unsqueeze(1)) * self.scale
-        around = _three_blocks(neighbours, width, blocks.size(1)).transpose(2, 3)
-        keys, values = around.chunk(2, dim=-1)  # (B, N, H, 3 W, E)
-        scores = scores @ keys.transpose(3, 4)
-
-        sines = _sines(width, self.d_model, queries.device).to(queries.dtype)
-        by_distance = self.position(sines).unflatten(1, (self.nhead, -1))  # (2 W + 1, H, E)
-        position = (blocks + self.position_bias.unsqueeze(1)) * self.scale
-        position = position @ by_distance.permute(1, 2, 0)  # (B, N, H, W, 2 W + 1)
-        # each row one column further than the row before: distance W is now in column 0 of row 0
-        position = functional.pad(position, (0, width)).flatten(3)[..., : 3 * width * width]
-        scores = scores + position.unflatten(3, (width, 3 * width))
+        blocks, near, blocked = self._neighbours(keys_values, padding, state, streaming)
+        keys, values = blocks.around(near).chunk(2, -1)  # (B, H, N, S, E)
+        hidden = self._hidden(blocks, blocked, frames, attn_mask, window)
+        scores = blocks.of(by_content) @ keys.transpose(3, 4)
+        scores = scores + self._of_positions(blocks, queries)  # (B, H, N, block, S)
         if scores.dtype != torch.float64:
             scores = scores.float()
+        # finite, so that a row that sees nothing has no NaN
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        sums = None if state is None else state.sums
+        if self.summaries:
+            means, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
+            keys, picked = means.to(values.dtype).chunk(2, -1)  # (B, H, K, M, E)
+            selected = _in_chunks(by_content, chunk) @ keys.transpose(3, 4)  # (B, H, K, C, M)
+            selected = selected.flatten(2, 3)[:, :, :frames] + self.summary_bias.unsqueeze(1)
+            scores = torch.cat([scores, blocks.of(selected).to(scores.dtype)], -1)
+        weights = scores.softmax(-1)
+        if attn_mask is not None and not self.summaries:  # which may block every neighbour
+            weights = weights.masked_fill(hidden, 0.0)
+        weights = self.dropout(weights).to(values.dtype)
 
-        row = torch.arange(width, device=queries.device).unsqueeze(1)
-        column = torch.arange(3 * width, device=queries.device) - width
-        outside = (row - column).abs() > width
-        blocked = _three_blocks(blocked, width, blocks.size(1), True)
-        hidden = outside | blocked.unsqueeze(2)  # (B, N, W, 3 W)
-        start = width * torch.arange(blocks.size(1), device=queries.device).view(-1, 1, 1)
+        weights, selected = weights.split([values.size(3), self.summaries], -1)
+        mixed = (weights @ values).flatten(2, 3)[:, :, :frames]  # (B, H, T, E)
+        if self.summaries:
+            selected = _in_chunks(selected.flatten(2, 3)[:, :, :frames], chunk)
+            mixed = mixed + (selected @ picked).flatten(2, 3)[:, :, :frames]
+        output = self.output(mixed.transpose(1, 2).flatten(2))
+        output = output.masked_fill(padding.unsqueeze(-1), 0.0)
+        if not streaming:
+            return output, None
+        if sums is None:
+            sums = query.new_zeros(batch, 0, 0)
+        last = slice(near.size(2) - blocks.before, None)
+        return output, SelectiveState(sums, near[:, :, last], blocked[:, last])
+
+    def _neighbours(self, keys_values, padding, state, streaming):
+        """How frames are cut into blocks; keys and values from the first block's neighbours on.
+
+        And whether they are blocked. Where there are few, all frames are one block.
+        """
+        frames = keys_values.size(2)
+        if not (streaming or torch.compiler.is_compiling()) and frames <= 3 * self.neighbours:
+            return _Blocks(frames, 1, 0), keys_values, padding
+        size = (self.neighbours + 1) // 2
+        count = (frames + size - 1) // size
+        if torch.compiler.is_compiling():  # one graph for all lengths: never one, never full
+            count = frames // size + 2
+        blocks = _Blocks(size, count, 2)
+        if state is None:  # no frame was there before
+            near = functional.pad(keys_values, (0, 0, blocks.before, 0))
+            return blocks, near, functional.pad(padding, (blocks.before, 0), value=True)
+        near = torch.cat([state.neighbours.to(keys_values.dtype), keys_values], 2)
+        return blocks, near, torch.cat([state.blocked, padding], 1)
+
+    def _of_positions(self, blocks, queries):
+        """Scores (B, H, N, block, S) of the distances of the frames around each block."""
+        furthest = max(self.neighbours, blocks.before)
+        sines = _sines(furthest, self.d_model, queries.device).to(queries.dtype)
+        by_distance = self.position(sines).unflatten(1, (self.nhead, -1)).permute(1, 2, 0)
+        width = blocks.size + 2 * furthest
+        by_distance = functional.pad(by_distance, (0, blocks.size))  # (H, E, width + 1)
+        queries = queries + (self.position_bias * self.scale).unsqueeze(1)
+        scores = blocks.of(queries) @ by_distance.unsqueeze(1)
+        # one column less in a row: what is in column 0 of row 0 is in column 1 of row 1
+        scores = scores.flatten(3)[..., : blocks.size * width].unflatten(3, (blocks.size, width))
+        first = furthest - blocks.before
+        return scores[..., first : first + blocks.size + 2 * blocks.before]
+
+    def _hidden(self, blocks, blocked, frames, attn_mask, window):
+        """Where frames around a block are hidden from it: (B, 1, N, block, S), bool."""
+        row = torch.arange(blocks.size, device=blocked.device).unsqueeze(1)
+        column = torch.arange(blocks.size + 2 * blocks.before, device=blocked.device)
+        column = column - blocks.before
+        hidden = (row - column).abs() > self.neighbours
+        hidden = hidden | blocks.around(blocked.unsqueeze(1), True).unsqueeze(3)
+        start = blocks.size * torch.arange(blocks.count, device=blocked.device).view(-1, 1, 1)
         if window is not None:
             hidden = hidden | window.blocks(start + row, start + column)
         if attn_mask is not None:
-            allowed = allowed_frames(attn_mask)
             i = (start + row).clamp(max=frames - 1)
             j = (start + column).clamp(min=0, max=frames - 1)
-            hidden = hidden | allowed[..., i, j].logical_not()
-        # finite, so that a row that sees nothing has no NaN
-        return scores.masked_fill(hidden.unsqueeze(2), torch.finfo(scores.dtype).min), values
-
-    def _of_summaries(self, queries, means, chunk, scores):
-        """Scores (B, N, H, W, M) of means (B, K, H, M, 2 E), for each chunk."""
-        width, frames = means.size(-1) // 2, queries.size(1)
-        keys = means[..., :width].to(queries.dtype)
-        by_chunk = _in_chunks((queries + self.content_bias) * self.scale, chunk)
-        selected = torch.einsum("bkche,bkhme->bkchm", by_chunk, keys)
-        selected = selected.flatten(1, 2)[:, :frames].to(scores.dtype) + self.summary_bias
-        return _in_blocks(selected, self.neighbours).transpose(2, 3)
+            allowed = allowed_frames(attn_mask)[..., i, j]  # (N, block, S), or B before
+            hidden = hidden | allowed.logical_not().unsqueeze(-4)
+        return hidden
 
     def _means(self, keys_values, attn_mask, padding, window, sums):
-        """Summaries (B, K, H, M, 2 E) for each chunk; its frames C; running sums of a window."""
-        frames = keys_values.size(1)
+        """Summaries (B, H, K, M, 2 E) for each chunk; its frames C; running sums of a window."""
+        frames = keys_values.size(2)
         with torch.autocast(keys_values.device.type, enabled=False):
             if keys_values.dtype != torch.float64:
                 keys_values = keys_values.float()
-            keys = keys_values[..., : keys_values.size(-1) // 2]
-            score = torch.einsum("bthe,hme->bthm", keys, self.summary_score.to(keys.dtype))
+            keys = keys_values[..., : keys_values.size(3) // 2]
+            score = keys @ self.summary_score.to(keys.dtype).mT  # (B, H, T, M)
             weights = (SCORE_LIMIT * torch.tanh(score / SCORE_LIMIT)).exp()
-            if padding is not None:
-                weights = weights.masked_fill(padding[..., None, None], 0.0)
+            weights = weights.masked_fill(padding[:, None, :, None], 0.0)
             chunk = None if attn_mask is None else 1
             if window is not None:
                 chunk = min(window.chunk_frames, frames)
             keys_values = functional.pad(keys_values, (0, 1), value=1.0)  # the weights' own sum
-            weights, keys_values = _in_chunks(weights, chunk), _in_chunks(keys_values, chunk)
-            # (B, K, H, M, 2 E + 1)
-            totals = torch.einsum("bkchm,bkche->bkhme", weights, keys_values)
-            if window is not None:
-                shape = totals.shape[2:]
-                totals, sums = running_sums(totals.flatten(2), window.left_chunks, sums)
-                totals = totals.to(weights.dtype).unflatten(2, shape)
-            elif attn_mask is not None:
-                allowed = allowed_frames(attn_mask).to(weights.dtype)
-                totals = (allowed @ totals.flatten(2)).unflatten(2, totals.shape[2:])
-            mass = totals[..., -1:]
-            return totals[..., :-1] / mass.clamp(min=math.exp(-2 * SCORE_LIMIT)), chunk, sums
+            # (B, H, K, M, 2 E + 1)
+            totals = _in_chunks(weights, chunk).mT @ _in_chunks(keys_values, chunk)
+            if window is not None or attn_mask is not None:
+                flat = totals.transpose(1, 2).flatten(2)  # (B, K, H M (2 E + 1))
+                if window is not None:
+                    flat, sums = running_sums(flat, window.left_chunks, sums)
+                else:
+                    flat = allowed_frames(attn_mask).to(flat.dtype) @ flat
+                shape = (totals.size(1), *totals.shape[3:])
+                totals = flat.to(totals.dtype).unflatten(2, shape).transpose(1, 2)
+            means, mass = totals.split([totals.size(4) - 1, 1], -1)
+            return means / mass.clamp(min=math.exp(-2 * SCORE_LIMIT)), chunk, sums
 
 
-def _in_blocks(x, size):
-    """(B, T, …), filled up with zeros, as (B, N, size, …)."""
-    if torch.compiler.is_compiling():  # one graph for all lengths: never one block, never full
-        return _filled(x, x.size(1) // size + 2, size)
-    return _in_chunks(x, size)
+class _Blocks(NamedTuple):
+    """Frames cut into blocks, each with the same number of blocks around it."""
+
+    size: int
+    count: int  # N
+    sides: int  # blocks around a block to each side: S = (2 sides + 1) size
+
+    @property
+    def before(self):
+        return self.sides * self.size
+
+    def of(self, x):
+        """(B, H, T, …), filled up with zeros, as (B, H, N, size, …)."""
+        return _filled(x, self.count, self.size)
+
+    def around(self, x, fill=0):
+        """Of what begins ``before`` the first block, (B, H, before + T, …): (B, H, N, S, …)."""
+        x = _filled(x, self.count + 2 * self.sides, self.size, fill)
+        if self.sides == 0:
+            return x
+        return torch.cat([x[:, :, i : i + self.count] for i in range(2 * self.sides + 1)], 3)
 
 
 def _in_chunks(x, size):
-    """(B, T, …), filled up with zeros, as (B, K, size, …); None is one chunk of all."""
-    return x.unsqueeze(1) if size is None else _filled(x, (x.size(1) + size - 1) // size, size)
+    """(B, H, T, …), filled up with zeros, as (B, H, K, size, …); None is one chunk of all."""
+    return x.unsqueeze(2) if size is None else _filled(x, (x.size(2) + size - 1) // size, size)
 
 
-def _filled(x, blocks, size):
-    padding = (0, 0) * (x.dim() - 2) + (0, blocks * size - x.size(1))
-    return functional.pad(x, padding).unflatten(1, (blocks, size))
+def _filled(x, blocks, size, fill=0):
+    missing = blocks * size - x.size(2)
+    if not isinstance(missing, int) or missing > 0:
+        x = functional.pad(x, (0, 0) * (x.dim() - 3) + (0, missing), value=fill)
+    return x.unflatten(2, (blocks, size))
 
 
-def _three_blocks(x, width, blocks, fill=0):
-    """The block before each, the block and the one after, (B, N, 3 W, …), of (B, W + T, …)."""
-    missing = (blocks + 2) * width - x.size(1)
-    x = functional.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=fill)
-    x = x.unflatten(1, (blocks + 2, width))
-    return torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], 2)
-
-
-def _sines(neighbours, width, device):
-    """Sines and cosines (2 W + 1, D) of the distances W to -W, float64."""
-    distance = torch.arange(neighbours, -neighbours - 1, -1, device=device).double()
+def _sines(furthest, width, device):
+    """Sines and cosines (2 furthest + 1, D) of the distances furthest to -furthest, float64."""
+    distance = torch.arange(furthest, -furthest - 1, -1, device=device).double()
     rate = torch.arange(0, width, 2, device=device).double() * (-math.log(10000.0) / width)
     angle = distance.unsqueeze(1) * rate.exp()
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)

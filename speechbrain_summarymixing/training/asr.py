@@ -127,6 +127,13 @@ class ASR(SpeechTask):
             "utterances": len(scores),
         }
 
+    def errors(self, rows):
+        """Returns (ID, word edits, words) of each utterance."""
+        scores = {score["key"]: score for score in self.wer_stats.scores}
+        return [
+            (row.ID, scores[row.ID]["num_edits"], scores[row.ID]["num_ref_tokens"]) for row in rows
+        ]
+
     def write_details(self, name, rows):
         """Writes ``wer_<set>.txt``: the alignment of each utterance."""
         path = Path(self.hparams.output_folder) / f"wer_{name}.txt"

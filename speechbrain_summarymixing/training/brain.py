@@ -46,6 +46,7 @@ class ExperimentBrain(sb.Brain):
     metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`
     batch_option = "batch_seconds"  # which bounds a training batch
     shard_reader = None  # a `shards.ShardReader`, where training is on shards
+    augmentation = None  # an `augment.DrawnByUtterance` of the training set
     _batch_ids = ()
     _stage_began = None
     _stop_requested = False
@@ -170,7 +171,7 @@ class ExperimentBrain(sb.Brain):
         if self.shard_reader is not None and self.optimizer_step > 0:
             self.shard_reader.steps_before = self.optimizer_step
             logger.info("Going on: the shards are read from their begin, in another order")
-        if self.distributed_launch:  # else each process draws the same dropout and augmentation
+        if self.distributed_launch:  # else each process draws the same dropout
             torch.manual_seed(self.hparams.seed + self.rank)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
@@ -198,8 +199,10 @@ class ExperimentBrain(sb.Brain):
                 )
 
     def on_stage_start(self, stage, epoch=None):
-        """Starts the stage's clock."""
+        """Starts the stage's clock; training's augmentation is that of the epoch."""
         self._stage_began = time.monotonic()
+        if stage == sb.Stage.TRAIN and self.augmentation is not None:
+            self.augmentation.epoch.fill_(epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs; after validation also saves a checkpoint and draws the curves."""

@@ -1,7 +1,5 @@
 """Training of classes of utterances, such as keywords."""
 
-import csv
-import io
 from pathlib import Path
 
 import speechbrain as sb
@@ -10,7 +8,7 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 
 from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.files import write_table
 from speechbrain_summarymixing.inference.export import CLASSIFICATION, export
 from speechbrain_summarymixing.training import metrics, sets
 from speechbrain_summarymixing.training.processes import on_main
@@ -110,16 +108,16 @@ class Classification(SpeechTask):
             "utterances": len(right),
         }
 
+    def errors(self, rows):
+        """Returns (ID, 1 where another class was found, 1) of each utterance."""
+        return [(row.ID, int(row.wrd != self.answers[row.ID][1]), 1) for row in rows]
+
     def write_details(self, name, rows):
         """Writes ``predictions_<set>.csv``: each utterance's class and the one found."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("ID", "class", "found", "probability"))
-        for row in rows:
-            label, found, probability = self.answers[row.ID]
-            writer.writerow((row.ID, label, found, f"{probability:.4f}"))
         path = Path(self.hparams.output_folder) / f"predictions_{name}.csv"
-        write_atomically(path, text.getvalue())
+        columns = ("ID", "class", "found", "probability")
+        answers = [(row.ID, *self.answers[row.ID]) for row in rows]
+        write_table(path, columns, [(*answer[:3], f"{answer[3]:.4f}") for answer in answers])
 
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EncoderClassifier` loads."""

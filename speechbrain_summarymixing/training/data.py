@@ -177,19 +177,21 @@ def unspellable(texts, tokenizer=None):
     return reason
 
 
-def waveform_of(source, *, sample_rate, whole_samples, augment=None, name=None):
+def waveform_of(key, source, *, sample_rate, whole_samples, augment=None, name=None):
     """Reads and augments the audio of an utterance.
 
     Arguments
     ---------
+    key : str
+        What the augmentation is drawn by: the utterance's ID.
     source : str, Path or bytes
         Path or content of an audio file.
     sample_rate : int
         In Hz; audio of another rate is resampled.
     whole_samples : int
         Waveforms are zero-padded to a multiple of this: one frame of the encoder.
-    augment : callable or None
-        From a waveform (1, T) to a waveform (1, T'); for training.
+    augment : augment.DrawnByUtterance or None
+        For training.
     name : str or None
         What errors call it; None: its path.
 
@@ -200,7 +202,7 @@ def waveform_of(source, *, sample_rate, whole_samples, augment=None, name=None):
     """
     waveform = read_audio(source, sample_rate, name=name)
     if augment is not None:
-        waveform = augment(waveform.unsqueeze(0)).squeeze(0)
+        waveform = augment(waveform, key)
     return pad_to_multiple(waveform, whole_samples)
 
 
@@ -244,7 +246,7 @@ def make_dataset(utterances, provide_targets, target_names, **reading):
     names = list(target_names)
     rows = {u.ID: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd} for u in utterances}
     dataset = DynamicItemDataset(rows)
-    dataset.add_dynamic_item(partial(waveform_of, **reading), takes="wav", provides="sig")
+    dataset.add_dynamic_item(partial(waveform_of, **reading), takes=["id", "wav"], provides="sig")
     dataset.add_dynamic_item(targets, takes="wrd", provides=names)
     dataset.set_output_keys(["id", "duration", "sig", "wrd", *names])
     return dataset

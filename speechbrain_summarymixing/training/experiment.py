@@ -18,9 +18,10 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.errors import UserError, user_message
-from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.files import write_atomically, write_table
 from speechbrain_summarymixing.training import curves, data, shards
 from speechbrain_summarymixing.training.asr import ASR
+from speechbrain_summarymixing.training.augment import DrawnByUtterance
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
 from speechbrain_summarymixing.training.processes import (
     first_to_tell,
@@ -38,6 +39,7 @@ from speechbrain_summarymixing.training.sets import (
 
 logger = get_logger(__name__)
 
+ERRORS = ("ID", "errors", "total")  # columns of errors_<set>.csv
 # What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
 FREE_SETTINGS = {
     "number_of_epochs",
@@ -238,7 +240,8 @@ def fit(brain, hparams, train, valid):
     if hparams["shards"] is not None:
         dataset, options = shard_loading(brain, hparams)
     else:
-        dataset = make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
+        brain.augmentation = augmentation(hparams)
+        dataset = make_dataset(brain, hparams, train, augment=brain.augmentation)
         options = data.train_loader_options(
             dataset,
             **batch_limits(hparams),
@@ -295,9 +298,15 @@ def shard_loading(brain, hparams):
         rank=brain.rank if processes > 1 else 0,
         processes=processes,
         **reading(hparams),
-        augment=hparams["wav_augment"],
+        augment=augmentation(hparams),
     )
     return brain.shard_reader.dataset(), options
+
+
+def augmentation(hparams):
+    """Returns the `DrawnByUtterance` of hparams["wav_augment"], or None where there is none."""
+    augment = hparams["wav_augment"]
+    return None if augment is None else DrawnByUtterance(augment, hparams["seed"])
 
 
 def reading(hparams):
@@ -354,6 +363,7 @@ def test(brain, hparams, tests):
         scores = results["test"][name] = brain.scores(rows)
         if if_main_process():
             brain.write_details(name, rows)
+            write_table(folder / f"errors_{name}.csv", ERRORS, brain.errors(rows))
             measured = (f"{key} {scores[key]:.2f}%" for key in scores if f"{key}_95" in scores)
             logger.info("%s: %s", name, ", ".join(measured))
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())

@@ -47,7 +47,7 @@ CORPORA = {
 }
 # Options of a corpus's preparation, from the hyperparameters.
 CORPUS_OPTIONS = {
-    "mini": {"train": "mini_train_utterances"},
+    "mini": {"train": "mini_train_utterances", "test_large": "mini_test_large_utterances"},
     "commonvoice": {"language": "language"},
     "barista": {"fold": "fold"},
     "speechcommands": {"words": "words"},

@@ -188,7 +188,7 @@ class ShardReader:
         self.seed, self.rank, self.processes = seed, rank, processes
         self._shortest, self._longest = min_seconds, max_seconds
         self.steps_before = 0  # optimiser steps of a run that goes on: it hears another order
-        self._passes = 0
+        self._passes, self._order = 0, ""
         self._random = random.Random()
         self._limits = {
             "target_batch_numel": batch_seconds,
@@ -202,7 +202,7 @@ class ShardReader:
         return webdataset.DataPipeline(self._shards, self._utterances, self._batches).repeat(passes)
 
     def _shards(self):
-        order = f"{self.seed} {self.steps_before} {self._passes}"
+        self._order = order = f"{self.seed} {self.steps_before} {self._passes}"
         self._passes += 1
         worker = torch.utils.data.get_worker_info()
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
@@ -241,7 +241,12 @@ class ShardReader:
         return {
             "id": utterance.ID,
             "duration": utterance.duration,
-            "sig": data.waveform_of(utterance.audio, name=str(utterance), **self.reading),
+            "sig": data.waveform_of(
+                f"{self._order} {utterance.ID}",
+                utterance.audio,
+                name=str(utterance),
+                **self.reading,
+            ),
             "wrd": utterance.wrd,
             "tokens": tokens,
             "tokens_bos": tokens_bos,

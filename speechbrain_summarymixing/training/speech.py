@@ -2,6 +2,7 @@
 
 import speechbrain as sb
 
+from speechbrain_summarymixing.training.augment import drawn_from
 from speechbrain_summarymixing.training.brain import ExperimentBrain
 
 
@@ -46,6 +47,13 @@ class SpeechTask(ExperimentBrain):
         """
         raise NotImplementedError
 
+    def errors(self, rows):
+        """Returns (ID, errors, total) of each utterance ``rows`` of a test set, to compare systems.
+
+        The sum of the errors over that of the totals is the task's error rate.
+        """
+        raise NotImplementedError
+
     def write_details(self, name, rows):
         """Writes what was measured of each utterance ``rows`` of the test set ``name``."""
         raise NotImplementedError
@@ -59,9 +67,10 @@ class SpeechTask(ExperimentBrain):
         self._batch_ids = batch.id
         wavs, lengths = batch.sig
         hparams = self.hparams
-        features = hparams.compute_features(wavs)
+        features = hparams.compute_features(wavs, lengths)
         epoch = hparams.epoch_counter.current
         features = self.modules.normalize(features, lengths, epoch=epoch)
         if stage == sb.Stage.TRAIN and hparams.feature_augment is not None:
-            features, lengths = hparams.feature_augment(features, lengths)
+            with drawn_from("features", hparams.seed, epoch, *batch.id, device=self.device):
+                features, lengths = hparams.feature_augment(features, lengths)
         return features, lengths

@@ -94,6 +94,15 @@ class Understanding(ASR):
             **semantics_metrics.by_first_label(meanings, counts),
         }
 
+    def errors(self, rows):
+        """Returns (ID, 1 where the first label, such as the scenario, is wrong, 1)."""
+        errors = []
+        for row in rows:
+            meaning = parse(row.wrd)
+            right = semantics_metrics.score(meaning, self.understood[row.ID])
+            errors.append((row.ID, 1 - right[f"{next(iter(meaning.labels))}_accuracy"], 1))
+        return errors
+
     def write_details(self, name, rows):
         """Writes ``predictions_<set>.jsonl``, as SLURP's own scorer reads it."""
         path = Path(self.hparams.output_folder) / f"predictions_{name}.jsonl"

@@ -8,11 +8,11 @@ import pytest
 import soundfile
 
 from speechbrain_summarymixing.corpora import mini
-from speechbrain_summarymixing.corpora.manifest import read_manifest
+from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
 from speechbrain_summarymixing.corpora.mini_text import TEMPLATES
 from speechbrain_summarymixing.errors import UserError
 
-TINY = {"train": 10, "dev": 3, "test": 4, "progress": False}
+TINY = {"train": 10, "dev": 3, "test": 4, "test_large": 5, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,8 @@ def corpus(tmp_path_factory):
 def planned():
     pytest.importorskip("espeakng_loader", reason="the mini corpus needs the extra [mini]")
     plan = mini.plan()
-    return {split: [u for u in plan if u["split"] == split] for split in mini.SPLITS}
+    splits = (*mini.SPLITS, mini.LARGE)
+    return {split: [u for u in plan if u["split"] == split] for split in splits}
 
 
 def contents(folder):
@@ -35,7 +36,7 @@ def contents(folder):
 
 def test_size_voices_and_vocabulary_of_the_default_corpus(planned):
     assert {split: len(rows) for split, rows in planned.items()} == {
-        "train": 4000, "dev": 120, "test": 200,
+        "train": 4000, "dev": 120, "test": 200, "test-large": 2000,
     }  # fmt: skip
     pairs = {s: {(u["variant"], u["accent"]) for u in rows} for s, rows in planned.items()}
     assert len(pairs["train"]) >= 300 and len(pairs["test"]) >= 60
@@ -48,14 +49,29 @@ def test_size_voices_and_vocabulary_of_the_default_corpus(planned):
 
 @pytest.mark.parametrize("what", ["variant", "speaker", "text", "file"])
 def test_splits_share_no_voice_and_no_sentence(planned, what):
-    for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+    pairs = (("train", "dev"), ("train", "test"), ("dev", "test"))
+    for a, b in (*pairs, ("train", "test-large"), ("dev", "test-large")):
         assert not {u[what] for u in planned[a]} & {u[what] for u in planned[b]}
 
 
+def test_the_large_test_set_begins_with_the_small_one(planned):
+    small, large = planned["test"], planned["test-large"]
+    for key in ("variant", "accent", "speaker", "text", "seed"):
+        assert [u[key] for u in small] == [u[key] for u in large[: len(small)]]
+    assert len({u["text"] for u in large}) > 900
+    assert len({(u["variant"], u["accent"]) for u in large}) == 120
+
+
+def test_both_test_sets_can_be_tested_at_once(corpus, tmp_path):
+    paths = mini.prepare(corpus, tmp_path, splits=["train", "test", "test-large"], **TINY)
+    assert check_manifests({name: read_manifest(path) for name, path in paths.items()}) == []
+
+
 def test_audio_is_16_khz_mono_of_1_to_6_seconds_and_no_silence(corpus, tmp_path):
-    paths = mini.prepare(corpus, tmp_path, **TINY)
+    sizes = {"train": 10, "dev": 3, "test": 4, "test-large": 5}
+    paths = mini.prepare(corpus, tmp_path, splits=list(sizes), **TINY)
     rows = {split: read_manifest(path) for split, path in paths.items()}
-    assert {split: len(r) for split, r in rows.items()} == {"train": 10, "dev": 3, "test": 4}
+    assert {split: len(r) for split, r in rows.items()} == sizes
     for u in (u for r in rows.values() for u in r):
         samples, rate = soundfile.read(u.wav)
         assert rate == 16000 and samples.ndim == 1 and u.wav.endswith(".flac")
@@ -92,7 +108,7 @@ def test_it_is_built_only_when_missing_or_changed(tmp_path):
     mini.build(folder, **TINY)
     assert stamp.stat().st_mtime_ns != made and contents(folder) == content
     mini.build(folder, **{**TINY, "test": 5})
-    assert len(json.loads(stamp.read_text())["bytes"]) == 18
+    assert len(json.loads(stamp.read_text())["bytes"]) == 23
 
 
 def test_an_interrupted_build_leaves_nothing_that_is_taken_for_the_corpus(tmp_path, monkeypatch):

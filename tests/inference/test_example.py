@@ -35,7 +35,13 @@ def unheard(tmp_path_factory):
     pytest.importorskip("espeakng_loader", reason="the mini corpus needs the extra [mini]")
     folder = tmp_path_factory.mktemp("mini")
     paths = mini.prepare(
-        folder / "corpus", folder / "csv", splits=["test"], train=1, dev=1, progress=False
+        folder / "corpus",
+        folder / "csv",
+        splits=["test"],
+        train=1,
+        dev=1,
+        test_large=1,
+        progress=False,
     )
     return read_manifest(paths["test"])
 

@@ -13,6 +13,7 @@ from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.mixers import LinearHyperMixing, NoMixing
 from speechbrain_summarymixing.lobes.positions import AddSinePositions
 from speechbrain_summarymixing.nnet.fastformer import Fastformer
+from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D = 16
@@ -21,6 +22,7 @@ MIXERS = {
     "heads": partial(SummaryMixing, D, nhead=4),
     "lite": partial(SummaryMixing, D, local_branch=False),
     "fast": partial(SummaryMixing, D, shared_projection=True),
+    "selective": partial(SelectiveSummaryMixing, D, nhead=4, neighbours=4),
     "regular attention": partial(MultiheadAttention, nhead=4, d_model=D),
     "decay": partial(SummaryMixing, D, decay=0.9),
     "relative attention": partial(RelPosMHAXL, num_heads=4, embed_dim=D),
@@ -89,7 +91,9 @@ def test_every_parameter_learns(encoder, mixer):
 
 
 @every_encoder
-@pytest.mark.parametrize("name", ["summary", "lite", "decay", "Fastformer", "HyperMixing"])
+@pytest.mark.parametrize(
+    "name", ["summary", "lite", "selective", "decay", "Fastformer", "HyperMixing"]
+)
 def test_an_hour_encodes_in_memory_that_grows_with_its_length(encoder, name, largest_tensor):
     net, frames = model(MIXERS[name], encoder_module=encoder), 60 * 60 * 25
     with torch.no_grad(), largest_tensor as largest:
@@ -136,6 +140,7 @@ def test_merge_is_an_mlp_for_summary_mixing_and_linear_for_attention():
     assert (first.in_features, first.out_features, second.out_features) == (2 * D, hidden, D)
     net = model(MIXERS["regular attention"])
     assert isinstance(net.encoder.layers[0].merge_proj, torch.nn.Linear)
+    assert isinstance(model(MIXERS["selective"]).encoder.layers[0].merge_proj, torch.nn.Linear)
 
 
 def test_sine_positions_only_where_the_mixer_brings_none():

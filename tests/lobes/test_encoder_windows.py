@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.mixers import LinearHyperMixing, NoMixing
-from speechbrain_summarymixing.nnet import summary_mixing
+from speechbrain_summarymixing.nnet import selective_summary_mixing, summary_mixing
 from speechbrain_summarymixing.nnet.fastformer import Fastformer
+from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D = 16
@@ -28,6 +29,7 @@ SUMMARIES = {
     "heads": partial(SummaryMixing, D, nhead=4),
     "lite": partial(SummaryMixing, D, local_branch=False),
     "fast": partial(SummaryMixing, D, shared_projection=True),
+    "selective": partial(SelectiveSummaryMixing, D, nhead=4, neighbours=4, summaries=2),
 }
 MIXERS = {
     **SUMMARIES,
@@ -134,7 +136,9 @@ def test_speechbrains_masks_are_recognised_as_windows(encoder, mixer, left, monk
     ]
     torch.testing.assert_close(by_product[0], expected)
     torch.testing.assert_close(by_product[1], causal)
-    monkeypatch.setattr(summary_mixing, "attn_mask_mean", None)  # no product with T x T
+    for module in (summary_mixing, selective_summary_mixing):  # no product with T x T
+        monkeypatch.setattr(module, "allowed_frames", None, raising=False)
+        monkeypatch.setattr(module, "attn_mask_mean", None, raising=False)
     assert torch.equal(net(x, src_mask=mask, dynchunktrain_config=config)[0], expected)
     assert torch.equal(net(x, src_mask=get_lookahead_mask(x))[0], causal)
 
@@ -197,7 +201,7 @@ def test_training_reaches_every_parameter_on_any_device(encoder, mixer, causal):
 
 
 @every_encoder
-@pytest.mark.parametrize("mixer", [SUMMARIES["heads"], SUMMARIES["lite"], NoMixing])
+@pytest.mark.parametrize("mixer", [*map(SUMMARIES.get, ("heads", "lite", "selective")), NoMixing])
 @pytest.mark.parametrize("causal", [True, False])
 @settings(max_examples=4)
 @given(chunk=st.integers(1, 9), left=st.none() | st.integers(0, 3), data=st.data())
@@ -216,8 +220,9 @@ def test_speech_in_parts_is_encoded_as_the_whole(encoder, mixer, causal, chunk, 
 
 
 @every_encoder
-def test_what_a_stream_keeps_does_not_grow(encoder):
-    net = model(SUMMARIES["summary"], encoder)
+@pytest.mark.parametrize("name", ["summary", "selective"])
+def test_what_a_stream_keeps_does_not_grow(encoder, name):
+    net = model(SUMMARIES[name], encoder)
     context, sizes = net.make_streaming_context(DynChunkTrainConfig(4, 2)), []
     for _ in range(8):
         net.encode_streaming(torch.randn(1, 8, 12), context)
@@ -243,10 +248,11 @@ def test_what_cannot_go_on_says_so(encoder):
 
 @every_encoder
 @pytest.mark.parametrize("causal", [True, False])
-def test_it_compiles_to_one_graph_for_all_lengths(encoder, causal):
+@pytest.mark.parametrize("name", ["summary", "selective"])
+def test_it_compiles_to_one_graph_for_all_lengths(encoder, causal, name):
     torch._dynamo.reset()
     config = None if causal else DynChunkTrainConfig(4, 2)
-    net = model(SUMMARIES["summary"], encoder, num_encoder_layers=1, causal=causal)
+    net = model(SUMMARIES[name], encoder, num_encoder_layers=1, causal=causal)
     encode = partial(net.encode, dynchunktrain_config=config)
     compiled = torch.compile(encode, fullgraph=True, dynamic=True, backend="eager")
     for lengths in ([1.0, 0.5], [0.3, 1.0, 0.7]):

@@ -1,9 +1,16 @@
+import os
+from pathlib import Path
+
+import kaldi_native_fbank
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.lobes.frontend import (
+    KaldiFbank,
     MaskedConvolutionFrontEnd,
     Normalization,
     WholeFrameFbank,
@@ -18,27 +25,33 @@ def front_end():
     return MaskedConvolutionFrontEnd(20, (4, 3)).eval()
 
 
+every_fbank = pytest.mark.parametrize("features", [WholeFrameFbank, KaldiFbank])
+
+
+@every_fbank
 @pytest.mark.parametrize("samples", [1, 639, 640, 641, 16000])
-def test_frames_are_a_whole_multiple_of_the_stride(samples):
-    features = WholeFrameFbank(n_mels=20)(torch.rand(2, samples))
+def test_frames_are_a_whole_multiple_of_the_stride(features, samples):
+    features = features(n_mels=20)(torch.rand(2, samples))
     assert features.shape == (2, 4 * -(-samples // HOPS), 20)
 
 
-def test_fbank_refuses_channels_by_shape():
+@every_fbank
+def test_fbank_refuses_channels_by_shape(features):
     with pytest.raises(ValueError, match=r"\(1, 2, 160\).*average the channels"):
-        WholeFrameFbank()(torch.rand(1, 2, 160))
+        features()(torch.rand(1, 2, 160))
 
 
+@every_fbank
 @settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 12), min_size=2, max_size=4), seed=st.integers(0, 99))
-def test_waveform_to_front_end_is_exact_under_padding(lengths, seed):
+def test_waveform_to_front_end_is_exact_under_padding(features, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
-    fbank, convolutions = WholeFrameFbank(n_mels=20), front_end()
+    fbank, convolutions = features(n_mels=20), front_end()
     wavs = [torch.randn(HOPS * n, generator=generator) for n in lengths]
     longest = max(lengths)
     batch = torch.stack([torch.nn.functional.pad(w, (0, HOPS * longest - len(w))) for w in wavs])
     relative = torch.tensor([n / longest for n in lengths])
-    together = convolutions(fbank(batch), relative)
+    together = convolutions(fbank(batch, relative), relative)
     for row, (wav, n) in enumerate(zip(wavs, lengths)):
         alone = convolutions(fbank(wav[None]), torch.ones(1))
         assert alone.shape[1] == n
@@ -69,3 +82,75 @@ def test_normalization_statistics_follow_their_input(monkeypatch):
         x = torch.rand(2, 5, 3)
     assert normalize(x, torch.ones(2, device="meta")).device.type == "meta"
     assert normalize.glob_mean.device.type == "meta"
+
+
+def kaldi(waveform):
+    """The frames (N, 80) of a waveform (T,), by kaldi-native-fbank."""
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins = 80
+    options.mel_opts.high_freq = -400.0
+    fbank = kaldi_native_fbank.OnlineFbank(options)
+    fbank.accept_waveform(16000, waveform.tolist())
+    fbank.input_finished()
+    frames = [torch.tensor(fbank.get_frame(i)) for i in range(fbank.num_frames_ready)]
+    return torch.stack(frames)
+
+
+def check_kaldi(waveform):
+    expected = kaldi(waveform)
+    assert len(expected) == (len(waveform) + 80) // 160
+    # its own rounding, in float32, is above 1e-4 in bands 70 dB below others of the frame
+    for dtype, most in ((torch.float64, 1e-3), (torch.float32, 2e-3)):
+        features = KaldiFbank().to(dtype)(waveform[None].to(dtype))[0, : len(expected)]
+        assert (features - expected).abs().max() < most
+        assert (features - expected).abs().mean() < 1e-5
+
+
+@pytest.mark.parametrize("samples", [80, 81, 90, 161, 400, 5000, 16000, 16079, 16080, 16123])
+def test_kaldi_features_of_noise_and_silence_are_kaldis(samples):
+    torch.manual_seed(samples)
+    for scale in (0.3, 1e-4, 0.0):
+        check_kaldi(scale * torch.randn(samples))
+    check_kaldi(0.3 * torch.randn(samples) + 0.2)  # with an offset
+
+
+def test_kaldi_features_of_speech_are_kaldis():
+    folders = [Path(__file__).parents[2] / "examples"]
+    if "SPEECH_DATA" in os.environ:
+        folders.append(Path(os.environ["SPEECH_DATA"]) / "LibriSpeech/dev-clean")
+    files = [file for folder in folders for file in sorted(folder.rglob("*.flac"))[:8]]
+    assert len(files) >= 3
+    for file in files:
+        check_kaldi(torch.tensor(soundfile.read(file, dtype="float32")[0]))
+
+
+@settings(max_examples=25)
+@given(lengths=st.lists(st.integers(1, 3000), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_kaldi_features_are_the_same_alone_and_in_a_batch(lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.randn(len(lengths), max(lengths), generator=generator)  # noise in the padding
+    together = KaldiFbank()(batch, torch.tensor(lengths) / max(lengths))
+    for row, samples in enumerate(lengths):
+        alone = KaldiFbank()(batch[row : row + 1, :samples], torch.ones(1))[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+        # what ends amid a frame of the encoder is followed by zeros
+        padded = KaldiFbank()(pad_to_multiple(batch[row : row + 1, :samples], HOPS))[0]
+        torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_kaldi_features_under_autocast_and_their_gradients():
+    fbank, wavs = KaldiFbank(), torch.randn(2, 8000)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fbank(wavs), fbank(wavs.double()).float(), atol=2e-3, rtol=0)
+    wavs.requires_grad_()
+    fbank(wavs).sum().backward()
+    assert wavs.grad.isfinite().all() and wavs.grad.any()
+    assert not fbank.state_dict()
+
+
+def test_kaldi_features_are_made_on_the_device_of_the_waveform():
+    with FakeTensorMode(), torch.device("cuda"):
+        features = KaldiFbank()(torch.randn(2, 8000), torch.ones(2))
+    assert features.device.type == "cuda"

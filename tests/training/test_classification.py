@@ -87,6 +87,10 @@ def test_what_is_found_is_measured_and_written_down(trained):
     right = [row["class"] == row["found"] for row in rows]
     assert scores["utterances"] == len(rows) == 6
     assert scores["accuracy"] == pytest.approx(100 * sum(right) / 6)
+    errors = (trained / "errors_test.csv").read_text().splitlines()
+    assert errors == ["ID,errors,total"] + [
+        f"{r['ID']},{int(r['class'] != r['found'])},1" for r in rows
+    ]
     low, high = scores["accuracy_95"]
     assert low <= scores["accuracy"] <= high
     assert set(scores["accuracy_by_class"]) == {row["class"] for row in rows}

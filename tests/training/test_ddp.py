@@ -183,7 +183,7 @@ def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
 
     ends = [resumed.end(rank) for rank in (0, 1)]
     assert [end["steps"] for end in ends] == [end["scheduled_steps"] for end in ends] == [9, 9]
-    assert ends[0]["seed"] != ends[1]["seed"]  # so dropout and augmentation differ
+    assert ends[0]["seed"] != ends[1]["seed"]  # so dropout differs
     for name in ("glob_mean", "glob_std"):
         assert ends[0]["normalize"][name].equal(ends[1]["normalize"][name])
     for key, value in ends[0]["weights"].items():

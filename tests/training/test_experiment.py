@@ -52,6 +52,11 @@ def test_a_run_leaves_everything_it_promises(trained, noises):
     history = curves.read(trained)
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert results["optimizer_steps"] == int(history[-1]["steps"])
+    with open(trained / "errors_test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["ID"] for row in rows} == set(manifest(noises)) and len(rows) == 6
+    wrong, words = (sum(int(row[column]) for row in rows) for column in ("errors", "total"))
+    assert test["WER"] == pytest.approx(100 * wrong / words)
     for name in ("curves.png", "wer_test.txt", "train_log.txt", "log.txt", "hyperparams.yaml"):
         assert (trained / name).stat().st_size > 0, name
     assert sorted(p.name for p in (trained / "pretrained").iterdir()) == [

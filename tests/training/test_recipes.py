@@ -126,7 +126,9 @@ def after_a_step_and_a_decode(task, arguments):
     train, valid, tests = sets.manifests(hparams)
     brain = task(hparams["modules"], hparams["optimizer"], hparams, run_opts)
     brain.targets = task.prepare(hparams, train, {**valid, **tests})
-    dataset = experiment.make_dataset(brain, hparams, train, augment=hparams["wav_augment"])
+    dataset = experiment.make_dataset(
+        brain, hparams, train, augment=experiment.augmentation(hparams)
+    )
     batch = PaddedBatch([dataset[index] for index in range(3)])
     brain.steps_per_epoch = 1
     brain.on_fit_start()

@@ -28,14 +28,20 @@ DRIVER = textwrap.dedent(
     def attempt(kill):
         after_steps, inside_save = kill or (None, None)
         steps = writes = 0
-        fit_batch, save = asr.ASR.fit_batch, torch.save
+        fit_batch, features, save = asr.ASR.fit_batch, asr.ASR.features, torch.save
+        heard = []
+
+        def noted(self, batch, stage):
+            found = features(self, batch, stage)
+            heard.append(float(found[0].sum()))
+            return found
 
         def logged(self, batch):
             nonlocal steps
             loss = fit_batch(self, batch)
             with open(log, "a") as file:
                 row = [self.hparams.epoch_counter.current, self.step, self.optimizer_step]
-                file.write(json.dumps([*row, list(batch.id)]) + "\\n")
+                file.write(json.dumps([*row, list(batch.id), heard[-1]]) + "\\n")
             steps += 1
             if inside_save is None and steps == after_steps:
                 die()
@@ -50,7 +56,7 @@ DRIVER = textwrap.dedent(
                 die()
             return save(*arguments, **options)
 
-        asr.ASR.fit_batch, torch.save = logged, deadly
+        asr.ASR.fit_batch, asr.ASR.features, torch.save = logged, noted, deadly
         experiment.run(command)
 
     for kill in [*kills, None]:
@@ -111,7 +117,8 @@ def test_killed_anywhere_the_run_equals_the_uninterrupted_one(command, tmp_path,
     reached = 0
     for steps in runs:
         begin = position[tuple(steps[0][:2])] if steps else reached
-        # no step is left out, and at most what one checkpoint interval holds is done again
+        # no step is left out, at most what one checkpoint interval holds is done again, and each
+        # hears the same augmented speech
         assert reached - 2 * accumulation <= begin <= reached
         assert steps == whole[begin : begin + len(steps)]
         reached = begin + len(steps)

@@ -83,6 +83,10 @@ def test_what_is_learnt_is_measured_and_written_down(by_heart, meanings):
     )
     assert scores["scenario_accuracy"] == pytest.approx(100 * right / len(rows))
     assert right >= 4 and scores["SLU_F1"] > 30
+    errors = list(csv.DictReader((by_heart / "errors_test.csv").read_text().splitlines()))
+    assert [row["ID"] for row in errors] == [row.ID for row in rows]
+    assert {row["total"] for row in errors} == {"1"}
+    assert sum(int(row["errors"]) for row in errors) == len(rows) - right
     scenarios = [parse(row.wrd).labels["scenario"] for row in rows]
     assert set(scores["scenario_accuracy_by_class"]) == set(scenarios)
     most = max(map(scenarios.count, scenarios))
