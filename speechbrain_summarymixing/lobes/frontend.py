@@ -55,7 +55,10 @@ class WholeFrameFbank(torch.nn.Module):
         )
 
     def forward(self, wavs, lengths=None):
-        """Returns the filterbanks (B, frames, F) of waveforms (B, T), zero after their end."""
+        """Returns the filterbanks (B, frames, F) of waveforms (B, T), zero after their end.
+
+        ``lengths`` has no influence: an utterance alone is followed by zeros, too.
+        """
         _check_waveforms(wavs)
         return self.fbank(pad_to_multiple(wavs, self.samples))[:, :-1]
 
@@ -91,8 +94,8 @@ class KaldiFbank(torch.nn.Module):
 
     def __init__(self, n_mels=80, sample_rate=16000, low_freq=20.0, high_freq=-400.0, stride=4):
         super().__init__()
-        self.window_samples = round(0.025 * sample_rate)
-        self.hop_samples = round(0.010 * sample_rate)
+        self.window_samples = sample_rate // 40  # rounded down, as Kaldi does
+        self.hop_samples = sample_rate // 100
         self.fft_samples = 2 ** (self.window_samples - 1).bit_length()
         self.samples = stride * self.hop_samples
         window = torch.hann_window(self.window_samples, periodic=False, dtype=torch.float64)
@@ -141,20 +144,20 @@ class KaldiFbank(torch.nn.Module):
     def _frames(self, wavs, lengths):
         """Overlapping windows (B, frames, window) of mirrored waveforms (B, T)."""
         samples = wavs.size(1)
-        reach = (self.window_samples - self.hop_samples) // 2  # before the first sample
-        count = -(-samples // self.samples) * (self.samples // self.hop_samples)
-        index = torch.arange(count * self.hop_samples + 2 * reach, device=wavs.device) - reach
+        reach = self.window_samples // 2 - self.hop_samples // 2  # before the first sample
+        last = -(-samples // self.samples) * self.samples - self.hop_samples
+        index = torch.arange(last + self.window_samples, device=wavs.device) - reach
         if lengths is None:
             ends = torch.full((wavs.size(0), 1), samples, device=wavs.device)
         else:
-            ends = (lengths * samples).round().long().clamp(min=1).unsqueeze(1)
+            ends = (lengths * samples).round().long().clamp(1, samples).unsqueeze(1)
             wavs = wavs.masked_fill(torch.arange(samples, device=wavs.device) >= ends, 0.0)
             wavs = pad_to_multiple(wavs, self.samples)
             ends = (ends + self.samples - 1) // self.samples * self.samples
         # …, 1, 0, 0, 1, …, N - 1, N - 1, N - 2, … with a period of 2 N
         phase = torch.remainder(index, 2 * ends)
         mirrored = torch.minimum(phase, 2 * ends - 1 - phase)
-        after = index >= ends + self.window_samples // 2  # of the last frame that Kaldi has
+        after = index >= ends + (self.window_samples + 1) // 2  # of the last frame that Kaldi has
         signal = wavs.gather(1, mirrored).masked_fill(after, 0.0)
         return signal.unfold(1, self.window_samples, self.hop_samples)
 

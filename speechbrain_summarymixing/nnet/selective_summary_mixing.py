@@ -211,7 +211,7 @@ class SelectiveSummaryMixing(nn.Module):
             padding = torch.zeros(batch, frames, dtype=torch.bool, device=query.device)
 
         blocks, near, blocked = self._neighbours(keys_values, padding, state, streaming)
-        keys, values = blocks.around(near).chunk(2, -1)  # (B, H, N, S, E)
+        keys, values = map(blocks.around, near.chunk(2, -1))  # (B, H, N, S, E)
         hidden = self._hidden(blocks, blocked, frames, attn_mask, window)
         scores = blocks.of(by_content) @ keys.transpose(3, 4)
         scores = scores + self._of_positions(blocks, queries)  # (B, H, N, block, S)
@@ -308,10 +308,11 @@ class SelectiveSummaryMixing(nn.Module):
             chunk = None if attn_mask is None else 1
             if window is not None:
                 chunk = min(window.chunk_frames, frames)
-            keys_values = functional.pad(keys_values, (0, 1), value=1.0)  # the weights' own sum
-            # (B, H, K, M, 2 E + 1)
-            totals = _in_chunks(weights, chunk).mT @ _in_chunks(keys_values, chunk)
+            weights = _in_chunks(weights, chunk)  # (B, H, K, C, M)
+            totals = weights.mT @ _in_chunks(keys_values, chunk)  # (B, H, K, M, 2 E)
+            mass = weights.sum(3).unsqueeze(4)
             if window is not None or attn_mask is not None:
+                totals = torch.cat([totals, mass], -1)
                 flat = totals.transpose(1, 2).flatten(2)  # (B, K, H M (2 E + 1))
                 if window is not None:
                     flat, sums = running_sums(flat, window.left_chunks, sums)
@@ -319,8 +320,8 @@ class SelectiveSummaryMixing(nn.Module):
                     flat = allowed_frames(attn_mask).to(flat.dtype) @ flat
                 shape = (totals.size(1), *totals.shape[3:])
                 totals = flat.to(totals.dtype).unflatten(2, shape).transpose(1, 2)
-            means, mass = totals.split([totals.size(4) - 1, 1], -1)
-            return means / mass.clamp(min=math.exp(-2 * SCORE_LIMIT)), chunk, sums
+                totals, mass = totals.split([totals.size(4) - 1, 1], -1)
+            return totals / mass.clamp(min=math.exp(-2 * SCORE_LIMIT)), chunk, sums
 
 
 class _Blocks(NamedTuple):

@@ -60,6 +60,7 @@ FREE_SETTINGS = {
     "test_csv",
     "test_splits",
     "tensorboard",
+    "size_option",
 }
 
 

@@ -79,15 +79,18 @@ def test_a_systems_settings_go_before_a_corpuss_and_those_before_all():
     assert [runs[1].settings[key] for key in keys] == ["2", "2", "0"]
 
 
-def test_a_setting_is_for_the_systems_that_have_it():
+def test_a_setting_is_for_the_systems_that_have_it(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    text = Path(SUMFORMER).read_text().replace("!include:", f"!include:{ROOT}/hparams/")
+    mine.write_text(text + "mine: 1\n")
     runs = plan_runs(
-        [parse_system(SUMFORMER), parse_system(ATTENTION)],
+        [parse_system(SUMFORMER), parse_system(str(mine))],
         [parse_corpus(NO_DATA)],
         [1],
-        settings={"mixer_heads": "2", "num_encoder_layers": "1"},
+        settings={"mine": "2", "num_encoder_layers": "1"},
         baseline="sumformer",
     )
-    assert ["mixer_heads" in run.settings for run in runs] == [False, True]
+    assert ["mine" in run.settings for run in runs] == [False, True]
 
 
 @pytest.mark.parametrize("file", [SUMFORMER, CONFORMER, TRANSFORMER])
@@ -182,9 +185,23 @@ def test_wrong_input_is_told(arguments, expected, tmp_path, capsys, monkeypatch)
 # ---- from the first run to the table
 
 
+TRAIN = """
+import sys
+import speechbrain.utils.logger
+
+speechbrain.utils.logger.get_environment_description = lambda: ""  # asks pip, for seconds
+from speechbrain_summarymixing.training.experiment import run
+
+run(sys.argv[1:])
+"""
+
+
 def command(noises, folder, *systems):
+    train = folder.with_name("train.py")
+    train.write_text(TRAIN)
     csvs = ",".join(f"{part}_csv={noises}/{part}.csv" for part in ("train", "valid", "test"))
     options = ["--corpora", f"noises:{csvs}", "--device", "cpu", "--jobs", "2"]
+    options += ["--train", str(train)]
     options += ["--folder", str(folder), "--set", *SMALL]
     return ["compare", *systems, "--seeds", "1", "2", "--baseline", "a", *options]
 

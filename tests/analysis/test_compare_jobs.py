@@ -63,6 +63,12 @@ def test_a_process_that_fails_is_told_with_its_last_line_and_the_others_run(trai
     assert (tmp_path / "late" / "state").read_text() == "done"
 
 
+def test_a_process_trains_a_recogniser_where_no_other_script_is_named(tmp_path):
+    ends = {}
+    run_jobs([Job("one", tmp_path, ["no/such.yaml", "--device=cpu"])], ends.__setitem__)
+    assert "no/such.yaml: cannot read this hyperparameter file" in ends["one"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_processes_save_and_starts_no_other(training, tmp_path, number):
     job, script = training
