@@ -16,11 +16,7 @@ from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sumformer-mini"
-SAID = {
-    "bus": "BOOK A BUS FROM BOSTON TO PARIS ON WEDNESDAY",
-    "code": "THE CODE IS SEVEN ZERO FOUR NINE EIGHT",
-    "reminder": "REMIND ME TO CALL SUSAN AT A QUARTER TO SIX",
-}
+SAID = {name: (EXAMPLE / f"{name}.txt").read_text().strip() for name in ("bus", "code", "reminder")}
 FILES = [str(EXAMPLE / f"{name}.flac") for name in SAID]
 
 
