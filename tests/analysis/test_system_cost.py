@@ -196,12 +196,11 @@ def test_a_wrong_setting_is_told_with_its_file(capsys, setting, expected):
 
 
 def test_a_setting_goes_to_the_systems_that_have_it():
-    summary, attention = load_systems([SUMFORMER, ATTENTION], settings=[*SMALL, "mixer_heads=2"])
-    assert summary.settings == SMALL and attention.settings == [*SMALL, "mixer_heads=2"]
-    heads = {layer.mha_layer.num_heads for layer in attention.transformer.encoder.layers}
-    assert heads == {2}
-    with pytest.raises(UserError, match="--set mixer_heads: no such option in .*sumformer.yaml"):
-        load_systems([SUMFORMER], settings=["mixer_heads=2"])
+    summary, attention = load_systems([SUMFORMER, ATTENTION], settings=[*SMALL, "summaries=2"])
+    assert summary.settings == [*SMALL, "summaries=2"] and attention.settings == SMALL
+    assert {layer.mha_layer.summaries for layer in summary.transformer.encoder.layers} == {2}
+    with pytest.raises(UserError, match="--set summaries: no such option in .*attention.yaml"):
+        load_systems([ATTENTION], settings=["summaries=2"])
 
 
 def test_without_a_front_end_a_system_sees_each_frame_of_the_features():

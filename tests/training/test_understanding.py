@@ -229,15 +229,18 @@ def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, 
 
 SHAPE = ("d_model", "num_encoder_layers", "d_ffn", "csgu_linear_units", "kernel_size", "n_mels")
 SHAPE += ("front_end_channels", "front_end_output", "mixer_heads", "layer_norm")
+SHAPE += ("neighbours", "summaries")
 
 
 @pytest.mark.parametrize(
     "system, options",
     [
         ("sumformer", {}),
-        ("sumformer", {"layer_norm": False, "mixer_heads": 4}),
+        ("sumformer_published", {}),
+        ("sumformer_published", {"layer_norm": False, "mixer_heads": 4}),
         ("branchformer_attention", {}),
         ("conformer_summarymixing", {}),
+        ("conformer_summarymixing_published", {}),
         ("conformer_attention", {}),
     ],
 )
@@ -299,7 +302,7 @@ def test_coffee_orders_differ_by_the_mixer_alone_and_take_every_option():
         "barista", 384, 0.0,
     )  # fmt: skip
     different = {key for key in sumformer if sumformer[key] != attention.get(key)}
-    assert different == {"mixer_heads", "layer_norm", "token_mixer"}
+    assert different == {"neighbours", "summaries", "token_mixer"}
     # what they share stands in one file
     assert all("vocab_size" not in path.read_text() for path in recipe.glob("*.yaml"))
 
