@@ -147,7 +147,7 @@ def _add_benchmark(commands):
     cell.add_argument(
         "--form",
         nargs="+",
-        choices=["plain", "causal", "causal-limited", "chunks", "decay"],
+        choices=["plain", "causal", "causal-limited", "chunks", "decay", "selective"],
         default=["plain"],
         help="causal-limited sees 100 frames to the left, chunks of 16 see 4 chunks to the left",
     )

@@ -1,21 +1,24 @@
 """Time of a SummaryMixing cell over that of its matrix products, or of the plain cell."""
 
 import statistics
+from functools import partial
 
 import torch
 
 from speechbrain_summarymixing.analysis.measuring import seconds_of
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 COLUMNS = ("form", "nhead", "frames", "cell_ms", "over", "over_ms", "ratio", "repetitions")
-FORMS = {  # what the cell is built with, and its window
-    "plain": ({}, None),
-    "causal": ({}, CAUSAL),
-    "causal-limited": ({}, Window(left_chunks=100)),
-    "chunks": ({}, Window(chunk_frames=16, left_chunks=4)),
-    "decay": ({"decay": 0.995}, None),
+FORMS = {  # what makes the cell, and its window
+    "plain": (SummaryMixing, None),
+    "causal": (SummaryMixing, CAUSAL),
+    "causal-limited": (SummaryMixing, Window(left_chunks=100)),
+    "chunks": (SummaryMixing, Window(chunk_frames=16, left_chunks=4)),
+    "decay": (partial(SummaryMixing, decay=0.995), None),
+    "selective": (SelectiveSummaryMixing, None),
 }
 
 
@@ -35,7 +38,8 @@ def cell_cost(
     Arguments
     ---------
     form : str
-        One of `FORMS`. The plain cell is compared with its matrix products, others with it.
+        One of `FORMS`. The plain cell is compared with its matrix products, others with it;
+        "selective" has its default neighbours and summaries.
     nhead, d_model : int
         Of the standard cell.
     frames : int
@@ -66,8 +70,8 @@ def cell_cost(
     x = torch.randn(1, frames, d_model, device=device, requires_grad=train)
 
     def cell_and_step(form):
-        options, window = FORMS[form]
-        cell = SummaryMixing(d_model, nhead=nhead, dropout=0.0, **options).to(device).train(train)
+        make, window = FORMS[form]
+        cell = make(d_model, nhead=nhead, dropout=0.0).to(device).train(train)
         forward = torch.compile(cell, fullgraph=True) if compiled else cell
         direction = torch.ones(1, frames, d_model, device=device)
 
