@@ -1,19 +1,23 @@
 # make train: set up, make the mini corpus, train, test and export a Sumformer.
-# make test:  set up and run every test.
+# make test:  set up and run every test but the slowest, which make test-slow runs.
 # make clean: remove what these made, but for corpora (data) and trained models (results).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: train test lint clean
+.PHONY: train test test-slow lint clean
 
 train: $(SETUP)
 	$(BIN)/python train.py hparams/sumformer.yaml
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
 test: $(SETUP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
-		--cov --cov-report=term --durations=15
+	$(PYTEST) --dist loadfile -m 'not slow' --cov --cov-report=term --durations=15
+
+test-slow: $(SETUP)
+	$(PYTEST) -m slow --durations=15
 
 lint: $(SETUP)
 	$(BIN)/ruff check .

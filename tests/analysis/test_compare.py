@@ -231,6 +231,7 @@ def stopped_after_the_first(arguments, folder):
     return finished(folder)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_stopped_and_continued(noises, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "out"
     systems = [f"a={SUMFORMER}", f"b={ATTENTION}:lr=0.01"]
