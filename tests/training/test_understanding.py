@@ -42,7 +42,7 @@ BY_HEART = {
     "frequency_drops": 0,
     "ctc_weight": 0,
     "max_decode_ratio": 8,
-    "number_of_epochs": 3,
+    "number_of_epochs": 6,
 }
 ORDER = '{"intent":"order","entities":[{"type":"drink","filler":"iced tea"}]}'
 pool = runpy.run_path(ROOT / "recipes/Barista/direct/pool.py")["pool"]
