@@ -211,18 +211,26 @@ class SelectiveSummaryMixing(nn.Module):
             padding = torch.zeros(batch, frames, dtype=torch.bool, device=query.device)
 
         blocks, near, blocked = self._neighbours(keys_values, padding, state, streaming)
-        keys, values = map(blocks.around, near.chunk(2, -1))  # (B, H, N, S, E)
         hidden = self._hidden(blocks, blocked, frames, attn_mask, window)
-        scores = blocks.of(by_content) @ keys.transpose(3, 4)
-        scores = scores + self._of_positions(blocks, queries)  # (B, H, N, block, S)
+        positions = self._of_positions(blocks, queries)  # (B, H, N, block, S)
+        sums, shared = None if state is None else state.sums, None
+        if self.summaries:
+            means, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
+            means = means.to(near.dtype)  # (B, H, K, M, 2 E)
+            if chunk is None:  # the same for all frames: seen beside the neighbours of each block
+                shared = means
+                bias = self.summary_bias[:, None, None].to(positions.dtype)  # (H, 1, 1, M)
+                positions = torch.cat([positions, bias.expand(*positions.shape[:4], -1)], -1)
+                hidden = functional.pad(hidden, (0, self.summaries))
+        keys, values = blocks.around(near, beside=shared).chunk(2, -1)  # (B, H, N, S or S + M, E)
+        scores = blocks.of(by_content) @ keys.transpose(3, 4) + positions
         if scores.dtype != torch.float64:
             scores = scores.float()
         # finite, so that a row that sees nothing has no NaN
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        sums = None if state is None else state.sums
-        if self.summaries:
-            means, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
-            keys, picked = means.to(values.dtype).chunk(2, -1)  # (B, H, K, M, E)
+        by_chunk = self.summaries and shared is None
+        if by_chunk:
+            keys, picked = means.chunk(2, -1)  # (B, H, K, M, E)
             selected = _in_chunks(by_content, chunk) @ keys.transpose(3, 4)  # (B, H, K, C, M)
             selected = selected.flatten(2, 3)[:, :, :frames] + self.summary_bias.unsqueeze(1)
             scores = torch.cat([scores, blocks.of(selected).to(scores.dtype)], -1)
@@ -231,9 +239,10 @@ class SelectiveSummaryMixing(nn.Module):
             weights = weights.masked_fill(hidden, 0.0)
         weights = self.dropout(weights).to(values.dtype)
 
-        weights, selected = weights.split([values.size(3), self.summaries], -1)
+        if by_chunk:
+            weights, selected = weights.split([values.size(3), self.summaries], -1)
         mixed = (weights @ values).flatten(2, 3)[:, :, :frames]  # (B, H, T, E)
-        if self.summaries:
+        if by_chunk:
             selected = _in_chunks(selected.flatten(2, 3)[:, :, :frames], chunk)
             mixed = mixed + (selected @ picked).flatten(2, 3)[:, :, :frames]
         output = self.output(mixed.transpose(1, 2).flatten(2))
@@ -267,12 +276,12 @@ class SelectiveSummaryMixing(nn.Module):
     def _of_positions(self, blocks, queries):
         """Scores (B, H, N, block, S) of the distances of the frames around each block."""
         furthest = max(self.neighbours, blocks.before)
-        sines = _sines(furthest, self.d_model, queries.device).to(queries.dtype)
+        sines = _sines(furthest, self.d_model, queries.device, queries.dtype)
         by_distance = self.position(sines).unflatten(1, (self.nhead, -1)).permute(1, 2, 0)
         width = blocks.size + 2 * furthest
         by_distance = functional.pad(by_distance, (0, blocks.size))  # (H, E, width + 1)
         queries = queries + (self.position_bias * self.scale).unsqueeze(1)
-        scores = blocks.of(queries) @ by_distance.unsqueeze(1)
+        scores = _by_head(blocks.of(queries), by_distance)  # (B, H, N, block, width + 1)
         # one column less in a row: what is in column 0 of row 0 is in column 1 of row 1
         scores = scores.flatten(3)[..., : blocks.size * width].unflatten(3, (blocks.size, width))
         first = furthest - blocks.before
@@ -302,7 +311,7 @@ class SelectiveSummaryMixing(nn.Module):
             if keys_values.dtype != torch.float64:
                 keys_values = keys_values.float()
             keys = keys_values[..., : keys_values.size(3) // 2]
-            score = keys @ self.summary_score.to(keys.dtype).mT  # (B, H, T, M)
+            score = _by_head(keys, self.summary_score.to(keys.dtype).mT)  # (B, H, T, M)
             weights = (SCORE_LIMIT * torch.tanh(score / SCORE_LIMIT)).exp()
             weights = weights.masked_fill(padding[:, None, :, None], 0.0)
             chunk = None if attn_mask is None else 1
@@ -339,12 +348,16 @@ class _Blocks(NamedTuple):
         """(B, H, T, …), filled up with zeros, as (B, H, N, size, …)."""
         return _filled(x, self.count, self.size)
 
-    def around(self, x, fill=0):
-        """Of what begins ``before`` the first block, (B, H, before + T, …): (B, H, N, S, …)."""
+    def around(self, x, fill=0, beside=None):
+        """Of what begins ``before`` the first block, (B, H, before + T, …): (B, H, N, S, …).
+
+        And ``beside``, (B, H, 1, M, …), for each block: (B, H, N, S + M, …).
+        """
         x = _filled(x, self.count + 2 * self.sides, self.size, fill)
-        if self.sides == 0:
-            return x
-        return torch.cat([x[:, :, i : i + self.count] for i in range(2 * self.sides + 1)], 3)
+        parts = [x[:, :, i : i + self.count] for i in range(2 * self.sides + 1)]
+        if beside is not None:
+            parts.append(beside.expand(*x.shape[:2], self.count, *beside.shape[3:]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
 
 
 def _in_chunks(x, size):
@@ -359,9 +372,16 @@ def _filled(x, blocks, size, fill=0):
     return x.unflatten(2, (blocks, size))
 
 
-def _sines(furthest, width, device):
-    """Sines and cosines (2 furthest + 1, D) of the distances furthest to -furthest, float64."""
-    distance = torch.arange(furthest, -furthest - 1, -1, device=device).double()
-    rate = torch.arange(0, width, 2, device=device).double() * (-math.log(10000.0) / width)
+def _by_head(x, matrices):
+    """(B, H, …, E) times (H, E, F): (B, H, …, F), in H products instead of B H."""
+    product = x.transpose(0, 1).flatten(1, -2) @ matrices
+    return product.unflatten(1, (x.size(0), *x.shape[2:-1])).transpose(0, 1)
+
+
+def _sines(furthest, width, device, dtype):
+    """Sines and cosines (2 furthest + 1, D) of the distances furthest to -furthest."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    distance = torch.arange(furthest, -furthest - 1, -1, device=device, dtype=exact)
+    rate = torch.arange(0, width, 2, device=device, dtype=exact) * (-math.log(10000.0) / width)
     angle = distance.unsqueeze(1) * rate.exp()
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(dtype)
