@@ -31,6 +31,7 @@ def main(argv=None):
         commands, "classify", "print the class of audio files", "class and its probability"
     )
     _add_shard(commands)
+    _add_join(commands)
     _add_benchmark(commands)
     _add_compare(commands)
     arguments = parser.parse_args(argv)
@@ -130,6 +131,52 @@ def _shard(arguments):
         f"{arguments.folder}: {counts['shards']} shards, {counts['utterances']} utterances, "
         f"{counts['seconds'] / 3600:.2f} hours"
     )
+    return 0
+
+
+def _add_join(commands):
+    parser = commands.add_parser(
+        "join",
+        help="make long recordings of short ones",
+        description="Joins the utterances of a manifest, shuffled, to longer recordings with "
+        "pauses between, and writes their manifest: to train or test on long audio.",
+    )
+    parser.add_argument("manifest", metavar="MANIFEST.csv", help="as train.py takes it")
+    parser.add_argument("folder", metavar="FOLDER", help="made anew")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs=2,
+        default=(10.0, 30.0),
+        metavar=("LOW", "HIGH"),
+        help="length of a recording, drawn between (default: 10 30)",
+    )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        nargs=2,
+        default=(0.2, 0.6),
+        metavar=("LOW", "HIGH"),
+        help="seconds between two utterances, drawn between (default: 0.2 0.6)",
+    )
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--sample-rate", type=int, default=16000, help="in Hz (default: 16000)")
+    parser.add_argument("--data-root", help="what $data_root in the manifest stands for")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_join)
+
+
+def _join(arguments):
+    from speechbrain_summarymixing.corpora.joined import join
+
+    options = ("seconds", "pause", "seed", "sample_rate", "data_root")
+    path = join(
+        arguments.manifest,
+        arguments.folder,
+        progress=not arguments.no_progress,
+        **{name: getattr(arguments, name) for name in options},
+    )
+    print(path)
     return 0
 
 

@@ -1,0 +1,104 @@
+import numpy
+import pytest
+import soundfile
+
+from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.corpora.joined import join
+from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest, write_manifest
+from speechbrain_summarymixing.errors import UserError
+
+LEVELS = [round(0.03 * (index + 1), 2) for index in range(20)]  # by which samples are told apart
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Twenty utterances of 0.5 to 1.45 s, each of one constant level."""
+    rows = []
+    for index, level in enumerate(LEVELS):
+        wav, seconds = tmp_path / f"{index}.wav", 0.5 + 0.05 * index
+        soundfile.write(wav, numpy.full(round(16000 * seconds), level), 16000, subtype="FLOAT")
+        rows.append(Utterance(f"u{index}", seconds, str(wav), f"s{index % 2}", f"WORD{index}"))
+    write_manifest(tmp_path / "test.csv", rows)
+    return tmp_path / "test.csv"
+
+
+def heard(path):
+    """The levels that follow one another in a recording, without the pauses."""
+    samples = read_audio(path).numpy()
+    loud = samples[samples > 0.02]
+    changes = numpy.flatnonzero(numpy.abs(numpy.diff(loud)) > 0.01)
+    return [round(float(loud[i]), 2) for i in [*changes, len(loud) - 1]]
+
+
+@pytest.mark.parametrize(
+    "seconds, pause", [((3, 6), (0.1, 0.3)), ((1, 2), (0, 0)), ((9, 9), (1, 1))]
+)
+def test_each_utterance_is_said_once_and_written_where_it_is_said(
+    manifest, tmp_path, seconds, pause
+):
+    rows = read_manifest(
+        join(manifest, tmp_path / "long", seconds=seconds, pause=pause, progress=False)
+    )
+    written = [row.wrd.split() for row in rows]
+    assert sorted(sum(written, [])) == sorted(f"WORD{index}" for index in range(20))
+    for row, words in zip(rows, written):
+        assert heard(row.wav) == [LEVELS[int(word.removeprefix("WORD"))] for word in words]
+        samples = read_audio(row.wav)
+        assert row.duration == pytest.approx(len(samples) / 16000, abs=1e-4)
+        assert row.duration <= seconds[1] + 1e-3
+        quiet = int((samples.abs() < 0.02).sum()) / 16000
+        assert pause[0] * (len(words) - 1) - 1e-3 <= quiet <= pause[1] * (len(words) - 1) + 1e-3
+    assert all(row.duration >= seconds[0] - pause[1] - 1.45 for row in rows[:-1])
+
+
+def test_a_recording_of_one_speaker_has_its_name(tmp_path, manifest):
+    rows = read_manifest(join(manifest, tmp_path / "long", seconds=(3, 6), progress=False))
+    assert {row.spk_id for row in rows} <= {"", "s0", "s1"}
+    for row in rows:
+        speakers = {f"s{int(word.removeprefix('WORD')) % 2}" for word in row.wrd.split()}
+        assert row.spk_id == (speakers.pop() if len(speakers) == 1 else "")
+
+
+def test_the_same_seed_makes_the_same_samples(tmp_path, manifest):
+    def content(folder, **options):
+        rows = read_manifest(join(manifest, tmp_path / folder, progress=False, **options))
+        return [(row.ID, row.wrd, read_audio(row.wav).tolist()) for row in rows]
+
+    assert content("first") == content("second")
+    assert [row[1] for row in content("third", seed=2)] != [row[1] for row in content("fourth")]
+
+
+def test_the_command_joins(manifest, tmp_path, capsys):
+    command = ["join", str(manifest), str(tmp_path / "long"), "--seconds", "2", "4"]
+    assert cli.main([*command, "--sample-rate", "8000", "--no-progress"]) == 0
+    path = tmp_path / "long" / "test.csv"
+    assert capsys.readouterr().out == f"{path}\n"
+    row = read_manifest(path)[0]
+    assert soundfile.info(row.wav).samplerate == 8000
+    assert soundfile.info(row.wav).duration == pytest.approx(row.duration, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"seconds": (5, 3)}, "--seconds is 5 3, but must be two numbers of 0.1 or more seconds"),
+        ({"seconds": (0, 3)}, "--seconds is 0 3"),
+        ({"pause": (-1, 3)}, "--pause is -1 3"),
+        ({"pause": (0, float("nan"))}, "--pause is 0 nan"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(manifest, tmp_path, options, reason):
+    with pytest.raises(UserError, match=reason):
+        join(manifest, tmp_path / "long", progress=False, **options)
+    assert not (tmp_path / "long").exists()
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_half_done(manifest, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        join(manifest, tmp_path / "there", progress=False)
+    (tmp_path / "3.wav").write_bytes(b"no audio")
+    with pytest.raises(UserError, match=r"3\.wav"):
+        join(manifest, tmp_path / "long", progress=False)
+    assert not list(tmp_path.glob("long*"))
