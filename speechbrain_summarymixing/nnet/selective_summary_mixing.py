@@ -15,6 +15,8 @@ from torch.nn import functional
 from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window
 from speechbrain_summarymixing.nnet.summaries import Stream, Window, allowed_frames, running_sums
 
+OUTPUT_GAIN = 0.2  # at the start, of the output over that of a Xavier-uniform transform
+SUMMARY_BIAS = -3.0  # at the start, added to the scores of the summaries
 SCORE_LIMIT = 8.0  # of a frame's weight in a summary: e^8, so that running sums need no maximum
 
 
@@ -99,14 +101,19 @@ class SelectiveSummaryMixing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Xavier-uniform transforms, and scores that differ from summary to summary."""
-        for layer in (self.projection, self.position, self.output):
-            nn.init.xavier_uniform_(layer.weight)
+        """Begins with a small output, and summaries that weigh less than the neighbours.
+
+        A large first output, or summaries that all frames take alike, cost a Conformer half its
+        way: its residual stream has nothing that scales them down (docs/mixers).
+        """
+        nn.init.xavier_uniform_(self.projection.weight)
+        self.position.reset_parameters()
+        nn.init.xavier_uniform_(self.output.weight, gain=OUTPUT_GAIN)
         nn.init.zeros_(self.output.bias)
         for bias in (self.content_bias, self.position_bias):
             nn.init.xavier_uniform_(bias)
         nn.init.normal_(self.summary_score, std=self.scale)
-        nn.init.zeros_(self.summary_bias)
+        nn.init.constant_(self.summary_bias, SUMMARY_BIAS)
 
     def forward(
         self,

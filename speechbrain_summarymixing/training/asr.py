@@ -39,7 +39,8 @@ class ASR(SpeechTask):
             load_language_model(language_model)
         if encoder is not None:
             if not sets.has_begun(hparams):  # else a checkpoint has the weights
-                load_encoder(hparams["model"], hparams["normalize"], encoder)
+                names = ("model", "normalize", "compute_features")
+                load_encoder(*(hparams[name] for name in names), encoder)
             hparams["normalize"].update_until_epoch = 0  # the encoder knows these statistics
         tokenizer = cls.tokenizer(hparams, train, others)
         if language_model is not None:

@@ -1,6 +1,7 @@
 """A trained model's encoder, to begin another training with."""
 
 import torch
+import yaml
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_summarymixing.corpora.manifest import listed
@@ -13,7 +14,7 @@ OPTION = "--encoder_folder"
 ENCODER = ("0.", "1.encoder.", "1.custom_src_module.")  # of the list of front-end, transformer, …
 
 
-def load_encoder(model, normalize, source):
+def load_encoder(model, normalize, compute_features, source):
     """Loads front-end, encoder and feature statistics; tells what is not loaded.
 
     Arguments
@@ -21,14 +22,23 @@ def load_encoder(model, normalize, source):
     model : torch.nn.ModuleList
         Front-end, transformer and heads, as in ``hparams/parts/asr.yaml``.
     normalize : Normalization
+    compute_features : torch.nn.Module
     source : str or Path
-        The folder, or hub name, of an exported model: model.ckpt and normalizer.ckpt.
+        The folder, or hub name, of an exported model: hyperparams.yaml, model.ckpt and
+        normalizer.ckpt.
 
     Raises
     ------
     UserError
-        If a file is missing, or the encoder there is not of this size and kind.
+        If a file is missing, or the encoder there is not of this size and kind, or of other
+        features.
     """
+    heard = f"{type(compute_features).__module__}.{type(compute_features).__qualname__}"
+    if (theirs := _features_of(source)) != heard:
+        raise UserError(
+            f"{OPTION} is {source}, whose encoder was trained on the features of {theirs}, but "
+            f"here they are {heard}, with other values: train that model again with these"
+        )
     file = find_file(source, "model.ckpt", option=OPTION)
     theirs = torch.load(file, map_location="cpu", weights_only=True)
     own = model.state_dict()
@@ -60,3 +70,12 @@ def load_encoder(model, normalize, source):
         sum(value.numel() for value in own.values()),
         ", ".join(left) or "none",
     )
+
+
+def _features_of(source):
+    """The class of an exported model's features, by name."""
+    file = find_file(source, "hyperparams.yaml", option=OPTION)
+    for key, value in yaml.compose(file.read_text(encoding="utf-8")).value:
+        if key.value == "compute_features":
+            return value.tag.removeprefix("!new:")
+    return "no key compute_features"

@@ -347,3 +347,15 @@ def test_wrong_options_raise_with_value_and_rule(options, message):
 def test_wrong_calls_raise_with_value_and_rule(call, message):
     with pytest.raises(ValueError, match=message):
         call(make({}), torch.zeros(2, 5, D).double())
+
+
+@pytest.mark.parametrize("width", [64, 144, 512])
+def test_a_new_mixer_adds_little_to_the_residual_and_its_summaries_weigh_little(width):
+    torch.manual_seed(0)
+    x, mixer = torch.randn(4, 60, width), SelectiveSummaryMixing(width).eval()
+    output = mixer(x)[0]
+    assert 0 < output.std() < 0.1
+    without = SelectiveSummaryMixing(width, summaries=0).eval()
+    shared = {k: v for k, v in mixer.state_dict().items() if not k.startswith("summary")}
+    without.load_state_dict(shared, strict=False)
+    assert (output - without(x)[0]).std() < 0.1 * output.std()

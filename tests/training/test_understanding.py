@@ -225,6 +225,11 @@ def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, 
         train(tmp_path / "wide", encoder_folder=asr, **{**options, "d_model": 32})
     with pytest.raises(SystemExit, match="--encoder_folder is .*no such folder"):
         train(tmp_path / "none", encoder_folder=tmp_path / "nowhere", **options)
+    text = (asr / "hyperparams.yaml").read_text()
+    assert text.count("frontend.KaldiFbank") == 1
+    (asr / "hyperparams.yaml").write_text(text.replace("KaldiFbank", "WholeFrameFbank"))
+    with pytest.raises(SystemExit, match=r"the features of .*WholeFrameFbank, but here .*Kaldi"):
+        train(tmp_path / "unlike", encoder_folder=asr, **options)
 
 
 SHAPE = ("d_model", "num_encoder_layers", "d_ffn", "csgu_linear_units", "kernel_size", "n_mels")
@@ -251,9 +256,12 @@ def test_slurps_systems_take_librispeechs_encoders(system, options, tmp_path):
     theirs = load_hyperparams(libri_speech / f"{system}.yaml", options)
     theirs["normalize"]._save(tmp_path / "normalizer.ckpt")
     torch.save(theirs["model"].state_dict(), tmp_path / "model.ckpt")
+    features = type(theirs["compute_features"])
+    text = f"compute_features: !new:{features.__module__}.{features.__qualname__}\n"
+    (tmp_path / "hyperparams.yaml").write_text(text)
     options |= {key: theirs[key] for key in SHAPE if key in theirs}
     ours = load_hyperparams(own / f"{system}.yaml", {**options, "seed": 1})
-    load_encoder(ours["model"], ours["normalize"], tmp_path)
+    load_encoder(ours["model"], ours["normalize"], ours["compute_features"], tmp_path)
     encoders = [hparams["transformer"].encoder.state_dict() for hparams in (theirs, ours)]
     assert encoders[0].keys() == encoders[1].keys()
     assert all(value.equal(encoders[1][key]) for key, value in encoders[0].items())
