@@ -7,7 +7,10 @@ import torch
 
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.nnet.calls import check_call
-from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing, _sines
+from speechbrain_summarymixing.nnet.selective_summary_mixing import (
+    SelectiveSummaryMixing,
+    distance_sines,
+)
 
 HALVES = ("all", "lower", "upper")
 
@@ -105,7 +108,7 @@ class DiagnosticAttention(SelectiveSummaryMixing):
         if self.content:
             scores = scores + (queries + self.content_bias.unsqueeze(1)) @ keys.mT
         if self.has_positions:
-            sines = _sines(frames - 1, self.d_model, query.device, query.dtype)
+            sines = distance_sines(frames - 1, self.d_model, query.device, query.dtype)
             by_distance = self.position(sines).unflatten(1, (self.nhead, -1)).permute(1, 2, 0)
             positions = (
                 queries + self.position_bias.unsqueeze(1)

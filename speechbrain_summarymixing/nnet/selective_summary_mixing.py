@@ -283,7 +283,7 @@ class SelectiveSummaryMixing(nn.Module):
     def _of_positions(self, blocks, queries):
         """Scores (B, H, N, block, S) of the distances of the frames around each block."""
         furthest = max(self.neighbours, blocks.before)
-        sines = _sines(furthest, self.d_model, queries.device, queries.dtype)
+        sines = distance_sines(furthest, self.d_model, queries.device, queries.dtype)
         by_distance = self.position(sines).unflatten(1, (self.nhead, -1)).permute(1, 2, 0)
         width = blocks.size + 2 * furthest
         by_distance = functional.pad(by_distance, (0, blocks.size))  # (H, E, width + 1)
@@ -385,7 +385,7 @@ def _by_head(x, matrices):
     return product.unflatten(1, (x.size(0), *x.shape[2:-1])).transpose(0, 1)
 
 
-def _sines(furthest, width, device, dtype):
+def distance_sines(furthest, width, device, dtype):
     """Sines and cosines (2 furthest + 1, D) of the distances furthest to -furthest."""
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     distance = torch.arange(furthest, -furthest - 1, -1, device=device, dtype=exact)
