@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +57,37 @@ def atomically(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder):
+    """Gives the path of a folder to fill with audio, which gets its name when it is whole.
+
+    Arguments
+    ---------
+    folder : Path
+        Must not exist.
+
+    Raises
+    ------
+    UserError
+        If it exists, or cannot be written.
+    """
+    if folder.exists():
+        raise UserError(f"{folder}: exists already: delete it, or give a new folder")
+    new = folder.with_name(folder.name + ".new")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        os.rename(new, folder)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror or error}: {folder} is not written; it "
+            "takes about as much room as the audio files"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def read_lines(path):

@@ -1,8 +1,7 @@
 """Long recordings made of short ones: the utterances of a manifest joined, with pauses between."""
 
-import os
+import io
 import random
-import shutil
 from pathlib import Path
 
 import numpy
@@ -17,6 +16,7 @@ from speechbrain_summarymixing.corpora.manifest import (
     write_manifest,
 )
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import new_folder
 
 PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB of full scale, since no room is quite silent
 
@@ -73,38 +73,23 @@ def join(
                 f"{name} is {low} {high}, but must be two numbers of {least} or more seconds, the "
                 "smaller first"
             )
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already: delete it, or give a new folder")
-    utterances = read_manifest(manifest, data_root=data_root)
-    check_manifests(
-        {Path(manifest).stem: utterances}, training_splits=(), open_audio=True, progress=progress
-    )
-    groups = list(_groups(utterances, seconds, pause, random.Random(seed)))
-    csv = Path(manifest).with_suffix(".csv").name
-    new = folder.with_name(folder.name + ".new")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        (new / "audio").mkdir(parents=True)
+    folder, csv = Path(folder), Path(manifest).with_suffix(".csv").name
+    with new_folder(folder) as new:
+        utterances = read_manifest(manifest, data_root=data_root)
+        sets = {Path(manifest).stem: utterances}
+        check_manifests(sets, training_splits=(), open_audio=True, progress=progress)
+        groups = list(_groups(utterances, seconds, pause, random.Random(seed)))
+        (new / "audio").mkdir()
         rows = []
         with tqdm(total=len(utterances), unit="utt", disable=not progress) as bar:
             for index, (group, pauses) in enumerate(groups):
                 file = Path("audio") / f"joined-{index:06d}.flac"
                 noise = numpy.random.default_rng([seed, index])
                 samples = _samples(group, pauses, sample_rate, noise)
-                soundfile.write(new / file, samples, sample_rate)
+                (new / file).write_bytes(_flac(samples, sample_rate))
                 rows.append(_row(group, folder.absolute() / file, len(samples) / sample_rate))
                 bar.update(len(group))
         write_manifest(new / csv, rows)
-        os.rename(new, folder)
-    except (OSError, soundfile.LibsndfileError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{getattr(error, 'filename', None) or folder}: {reason}: {folder} is not written; it "
-            "takes about as much room as the audio files"
-        ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return folder / csv
 
 
@@ -132,6 +117,12 @@ def _samples(group, pauses, sample_rate, noise):
         quiet = noise.normal(scale=PAUSE_LEVEL, size=round(gap * sample_rate))
         parts.append(quiet.astype(numpy.float32))
     return numpy.concatenate(parts)
+
+
+def _flac(samples, sample_rate):
+    content = io.BytesIO()
+    soundfile.write(content, samples, sample_rate, format="FLAC")
+    return content.getvalue()
 
 
 def _row(group, path, duration):

@@ -6,9 +6,7 @@ under the same name, its ID.
 
 import io
 import json
-import os
 import random
-import shutil
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from speechbrain_summarymixing.corpora.manifest import check_manifests, listed, read_manifest
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import new_folder
 
 if WDS_AVAILABLE:
     import webdataset
@@ -71,24 +70,18 @@ def write_shards(
     if not shard_seconds > 0:
         raise UserError(f"--shard-seconds is {shard_seconds}, but must be above 0")
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already: delete it, or give a new folder")
-    utterances = read_manifest(manifest, data_root=data_root)
-    check_manifests(
-        {Path(manifest).stem: utterances}, training_splits=(), open_audio=True, progress=progress
-    )
-    _check_names(utterances)
-    random.Random(SHUFFLING).shuffle(utterances)
-    shards = list(_shards(utterances, shard_seconds, utterances_per_shard))
-    counts = {
-        "shards": len(shards),
-        "utterances": len(utterances),
-        "seconds": round(sum(u.duration for u in utterances), 3),
-    }
-    new = folder.with_name(folder.name + ".new")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+    with new_folder(folder) as new:
+        utterances = read_manifest(manifest, data_root=data_root)
+        sets = {Path(manifest).stem: utterances}
+        check_manifests(sets, training_splits=(), open_audio=True, progress=progress)
+        _check_names(utterances)
+        random.Random(SHUFFLING).shuffle(utterances)
+        shards = list(_shards(utterances, shard_seconds, utterances_per_shard))
+        counts = {
+            "shards": len(shards),
+            "utterances": len(utterances),
+            "seconds": round(sum(u.duration for u in utterances), 3),
+        }
         with tqdm(total=len(utterances), unit="utt", disable=not progress) as bar:
             for index, shard in enumerate(shards):
                 with tarfile.open(new / f"shard-{index:06d}.tar", "w") as tar:
@@ -96,14 +89,6 @@ def write_shards(
                         _add(tar, utterance)
                         bar.update()
         (new / "shards.json").write_text(json.dumps(counts) + "\n", encoding="utf-8")
-        os.rename(new, folder)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: {error.strerror}: {folder} is not written; it takes as "
-            "much room as the audio files"
-        ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return counts
 
 
