@@ -220,24 +220,27 @@ class SelectiveSummaryMixing(nn.Module):
         blocks, near, blocked = self._neighbours(keys_values, padding, state, streaming)
         hidden = self._hidden(blocks, blocked, frames, attn_mask, window)
         positions = self._of_positions(blocks, queries)  # (B, H, N, block, S)
-        sums, shared = None if state is None else state.sums, None
+        sums, shared = None if state is None else state.sums, (None, None)
         if self.summaries:
-            means, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
-            means = means.to(near.dtype)  # (B, H, K, M, 2 E)
+            summed, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
+            summed = summed.to(near.dtype)  # (B, H, K, M, 2 E)
             if chunk is None:  # the same for all frames: seen beside the neighbours of each block
-                shared = means
+                shared = summed.chunk(2, -1)
                 bias = self.summary_bias[:, None, None].to(positions.dtype)  # (H, 1, 1, M)
                 positions = torch.cat([positions, bias.expand(*positions.shape[:4], -1)], -1)
                 hidden = functional.pad(hidden, (0, self.summaries))
-        keys, values = blocks.around(near, beside=shared).chunk(2, -1)  # (B, H, N, S or S + M, E)
+        # (B, H, N, S or S + M, E)
+        keys, values = (
+            blocks.around(x, beside=means) for x, means in zip(near.chunk(2, -1), shared)
+        )
         scores = blocks.of(by_content) @ keys.transpose(3, 4) + positions
         if scores.dtype != torch.float64:
             scores = scores.float()
         # finite, so that a row that sees nothing has no NaN
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        by_chunk = self.summaries and shared is None
+        by_chunk = self.summaries and chunk is not None
         if by_chunk:
-            keys, picked = means.chunk(2, -1)  # (B, H, K, M, E)
+            keys, picked = summed.chunk(2, -1)  # (B, H, K, M, E)
             selected = _in_chunks(by_content, chunk) @ keys.transpose(3, 4)  # (B, H, K, C, M)
             selected = selected.flatten(2, 3)[:, :, :frames] + self.summary_bias.unsqueeze(1)
             scores = torch.cat([scores, blocks.of(selected).to(scores.dtype)], -1)
