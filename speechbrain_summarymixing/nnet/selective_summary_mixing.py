@@ -220,28 +220,24 @@ class SelectiveSummaryMixing(nn.Module):
         blocks, near, blocked = self._neighbours(keys_values, padding, state, streaming)
         hidden = self._hidden(blocks, blocked, frames, attn_mask, window)
         positions = self._of_positions(blocks, queries)  # (B, H, N, block, S)
-        sums, shared = None if state is None else state.sums, (None, None)
+        keys, values = map(blocks.around, near.chunk(2, -1))  # (B, H, N, S, E)
+        sums, by_chunk = None if state is None else state.sums, False
         if self.summaries:
             summed, chunk, sums = self._means(keys_values, attn_mask, padding, window, sums)
-            summed = summed.to(near.dtype)  # (B, H, K, M, 2 E)
-            if chunk is None:  # the same for all frames: seen beside the neighbours of each block
-                shared = summed.chunk(2, -1)
+            summed = summed.to(near.dtype).chunk(2, -1)  # keys and values (B, H, K, M, E)
+            by_chunk = chunk is not None or blocks.sides > 0
+            if not by_chunk:  # one block of all: the summaries stand beside the neighbours
+                keys, values = (torch.cat(both, 3) for both in zip((keys, values), summed))
                 bias = self.summary_bias[:, None, None].to(positions.dtype)  # (H, 1, 1, M)
                 positions = torch.cat([positions, bias.expand(*positions.shape[:4], -1)], -1)
                 hidden = functional.pad(hidden, (0, self.summaries))
-        # (B, H, N, S or S + M, E)
-        keys, values = (
-            blocks.around(x, beside=means) for x, means in zip(near.chunk(2, -1), shared)
-        )
         scores = blocks.of(by_content) @ keys.transpose(3, 4) + positions
         if scores.dtype != torch.float64:
             scores = scores.float()
         # finite, so that a row that sees nothing has no NaN
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        by_chunk = self.summaries and chunk is not None
         if by_chunk:
-            keys, picked = summed.chunk(2, -1)  # (B, H, K, M, E)
-            selected = _in_chunks(by_content, chunk) @ keys.transpose(3, 4)  # (B, H, K, C, M)
+            selected = _in_chunks(by_content, chunk) @ summed[0].mT  # (B, H, K, C, M)
             selected = selected.flatten(2, 3)[:, :, :frames] + self.summary_bias.unsqueeze(1)
             scores = torch.cat([scores, blocks.of(selected).to(scores.dtype)], -1)
         weights = scores.softmax(-1)
@@ -254,7 +250,7 @@ class SelectiveSummaryMixing(nn.Module):
         mixed = (weights @ values).flatten(2, 3)[:, :, :frames]  # (B, H, T, E)
         if by_chunk:
             selected = _in_chunks(selected.flatten(2, 3)[:, :, :frames], chunk)
-            mixed = mixed + (selected @ picked).flatten(2, 3)[:, :, :frames]
+            mixed = mixed + (selected @ summed[1]).flatten(2, 3)[:, :, :frames]
         output = self.output(mixed.transpose(1, 2).flatten(2))
         output = output.masked_fill(padding.unsqueeze(-1), 0.0)
         if not streaming:
@@ -358,16 +354,12 @@ class _Blocks(NamedTuple):
         """(B, H, T, …), filled up with zeros, as (B, H, N, size, …)."""
         return _filled(x, self.count, self.size)
 
-    def around(self, x, fill=0, beside=None):
-        """Of what begins ``before`` the first block, (B, H, before + T, …): (B, H, N, S, …).
-
-        And ``beside``, (B, H, 1, M, …), for each block: (B, H, N, S + M, …).
-        """
+    def around(self, x, fill=0):
+        """Of what begins ``before`` the first block, (B, H, before + T, …): (B, H, N, S, …)."""
         x = _filled(x, self.count + 2 * self.sides, self.size, fill)
-        parts = [x[:, :, i : i + self.count] for i in range(2 * self.sides + 1)]
-        if beside is not None:
-            parts.append(beside.expand(*x.shape[:2], self.count, *beside.shape[3:]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
+        if self.sides == 0:
+            return x
+        return torch.cat([x[:, :, i : i + self.count] for i in range(2 * self.sides + 1)], 3)
 
 
 def _in_chunks(x, size):
