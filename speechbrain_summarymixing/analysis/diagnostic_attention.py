@@ -130,6 +130,10 @@ class DiagnosticAttention(SelectiveSummaryMixing):
         output = self.output(mixed.transpose(1, 2).flatten(2))
         return output.masked_fill(padding.unsqueeze(-1), 0.0), None
 
+    def forward_streaming(self, query, window, state=None, key_padding_mask=None):
+        """Raises ValueError: it sees the whole utterance."""
+        raise ValueError("DiagnosticAttention sees whole utterances, so it cannot stream")
+
     def _weight(self):
         """The transforms (3 D, D), through which queries and keys learn nothing if frozen."""
         if not self.frozen:

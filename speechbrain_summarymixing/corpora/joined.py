@@ -9,15 +9,11 @@ import soundfile
 from tqdm import tqdm
 
 from speechbrain_summarymixing.audio import read_audio
-from speechbrain_summarymixing.corpora.manifest import (
-    Utterance,
-    check_manifests,
-    read_manifest,
-    write_manifest,
-)
+from speechbrain_summarymixing.corpora.manifest import Utterance, read_checked, write_manifest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import new_folder
 
+MAX_RATE = 655350  # of flac, in Hz
 PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB of full scale, since no room is quite silent
 
 
@@ -65,7 +61,8 @@ def join(
     Raises
     ------
     UserError
-        If a range is none, the folder exists, an utterance cannot be used or the disk is full.
+        If a range or the rate cannot be, the folder exists, an utterance cannot be used or the
+        disk is full.
     """
     for name, (low, high), least in (("--seconds", seconds, 0.1), ("--pause", pause, 0.0)):
         if not least <= low <= high < float("inf"):
@@ -73,11 +70,13 @@ def join(
                 f"{name} is {low} {high}, but must be two numbers of {least} or more seconds, the "
                 "smaller first"
             )
+    if not 1 <= sample_rate <= MAX_RATE:
+        raise UserError(
+            f"--sample-rate is {sample_rate}, but must be 1 to {MAX_RATE} Hz, which flac can hold"
+        )
     folder, csv = Path(folder), Path(manifest).with_suffix(".csv").name
     with new_folder(folder) as new:
-        utterances = read_manifest(manifest, data_root=data_root)
-        sets = {Path(manifest).stem: utterances}
-        check_manifests(sets, training_splits=(), open_audio=True, progress=progress)
+        utterances = read_checked(manifest, data_root=data_root, progress=progress)
         groups = list(_groups(utterances, seconds, pause, random.Random(seed)))
         (new / "audio").mkdir()
         rows = []
@@ -132,5 +131,5 @@ def _row(group, path, duration):
         round(duration, 4),
         str(path),
         speakers.pop() if len(speakers) == 1 else "",
-        " ".join(utterance.wrd for utterance in group),
+        " ".join(utterance.wrd for utterance in group if utterance.wrd),
     )

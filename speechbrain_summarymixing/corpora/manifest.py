@@ -311,6 +311,30 @@ def check_manifests(
     return warnings + _shared_speakers(manifests, training_splits)
 
 
+def read_checked(path, *, data_root=None, progress=True):
+    """Reads a manifest whose utterances can all be used: their audio is opened.
+
+    Arguments
+    ---------
+    path, data_root
+        As for `read_manifest`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list of Utterance
+
+    Raises
+    ------
+    UserError
+        As `read_manifest` and `check_manifests`.
+    """
+    rows = read_manifest(path, data_root=data_root)
+    check_manifests({Path(path).stem: rows}, training_splits=(), open_audio=True, progress=progress)
+    return rows
+
+
 def sensible(rows, *, min_seconds, max_seconds):
     """Leaves out utterances that are too short or too long to train on.
 

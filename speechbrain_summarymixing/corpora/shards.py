@@ -15,7 +15,7 @@ from pathlib import Path
 from speechbrain.dataio.dataloader import WDS_AVAILABLE
 from tqdm import tqdm
 
-from speechbrain_summarymixing.corpora.manifest import check_manifests, listed, read_manifest
+from speechbrain_summarymixing.corpora.manifest import listed, read_checked
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import new_folder
 
@@ -71,9 +71,7 @@ def write_shards(
         raise UserError(f"--shard-seconds is {shard_seconds}, but must be above 0")
     folder = Path(folder)
     with new_folder(folder) as new:
-        utterances = read_manifest(manifest, data_root=data_root)
-        sets = {Path(manifest).stem: utterances}
-        check_manifests(sets, training_splits=(), open_audio=True, progress=progress)
+        utterances = read_checked(manifest, data_root=data_root, progress=progress)
         _check_names(utterances)
         random.Random(SHUFFLING).shuffle(utterances)
         shards = list(_shards(utterances, shard_seconds, utterances_per_shard))

@@ -12,6 +12,7 @@ import torch
 from speechbrain_summarymixing.inference.language_model import language_model_yaml
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.sources import load_strictly as load_strictly  # for YAML
+from speechbrain_summarymixing.lobes.mixers import mixer_name
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _flat(tree):
 
 def model_card(hparams, results, interface):
     """Returns the text of the exported folder's README.md."""
-    mixer = getattr(hparams.token_mixer, "func", hparams.token_mixer).__name__
+    mixer = mixer_name(hparams.token_mixer)
     measured = "\n".join(
         f"| {key} on {name} | {scores[key]:.2f}% (95% interval {low:.2f} to {high:.2f}, "
         f"{scores['utterances']} utterances) |"

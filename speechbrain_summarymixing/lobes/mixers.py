@@ -29,6 +29,12 @@ def check_mixer(token_mixer):
         )
 
 
+def mixer_name(make_mixer):
+    """Returns the name of what makes mixers: of a class, a function or an object's class."""
+    maker = getattr(make_mixer, "func", make_mixer)  # functools.partial's
+    return getattr(maker, "__qualname__", type(maker).__qualname__)
+
+
 class LinearHyperMixing(HyperMixing):
     """SpeechBrain's multi-head HyperMixing, for any length and without a T x T tensor.
 

@@ -19,6 +19,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.files import write_atomically, write_table
+from speechbrain_summarymixing.lobes.mixers import mixer_name
 from speechbrain_summarymixing.training import curves, data, shards
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.augment import DrawnByUtterance
@@ -206,7 +207,7 @@ def settings(hparams):
     chosen = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, tuple))}
     if (mixer := hparams.get("token_mixer")) is not None:
         options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
-        chosen["token_mixer"] = f"{getattr(mixer, 'func', mixer).__qualname__}({options})"
+        chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
     return {k: v for k, v in chosen.items() if _is_plain(v)}
 
 

@@ -12,6 +12,7 @@ from speechbrain_summarymixing.analysis.diagnostic_attention import (
 )
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
+from speechbrain_summarymixing.nnet.summaries import Window
 from speechbrain_summarymixing.training.config import load_hyperparams
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_near_frames_are_hidden(x):
     mixer = make(nearest=17)
     output = mixer(x)[0]
     changed = x.clone()
-    changed[:, 10] += 1  # 17 frames or more away from none but itself
+    changed[:, 10] += 1  # no frame is 17 or more away from it
     moved = (mixer(changed)[0] - output).abs().amax(2) > 1e-9
     assert moved.nonzero()[:, 1].tolist() == []
     changed = x.clone()
@@ -116,9 +117,11 @@ def test_what_cannot_be_is_refused(options, reason):
         HalfOfLayers(NoMixing, "left", 6)
 
 
-def test_a_mask_is_refused(x):
+def test_masks_and_streams_are_refused(x):
     with pytest.raises(ValueError, match="whole utterances"):
         make()(x, attn_mask=torch.zeros(T, T, dtype=torch.bool))
+    with pytest.raises(ValueError, match="whole utterances"):
+        make().forward_streaming(x, Window(4))
 
 
 @pytest.mark.parametrize("half, mixers", [("all", 6), ("lower", 3)])

@@ -86,9 +86,10 @@ def test_the_command_joins(manifest, tmp_path, capsys):
         ({"seconds": (0, 3)}, "--seconds is 0 3"),
         ({"pause": (-1, 3)}, "--pause is -1 3"),
         ({"pause": (0, float("nan"))}, "--pause is 0 nan"),
+        ({"sample_rate": 0}, "--sample-rate is 0, but must be 1 to 655350 Hz"),
     ],
 )
-def test_a_range_that_is_none_is_refused(manifest, tmp_path, options, reason):
+def test_what_cannot_be_is_refused(manifest, tmp_path, options, reason):
     with pytest.raises(UserError, match=reason):
         join(manifest, tmp_path / "long", progress=False, **options)
     assert not (tmp_path / "long").exists()

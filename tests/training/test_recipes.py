@@ -13,7 +13,9 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.ASR import EncoderDecoderASR
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from speechbrain_summarymixing.analysis.diagnostic_attention import DiagnosticAttention
 from speechbrain_summarymixing.corpora.text import normalize_text
+from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.training import experiment, language_model, sets
 from speechbrain_summarymixing.training.asr import ASR
 from speechbrain_summarymixing.training.config import load_hyperparams
@@ -26,6 +28,7 @@ PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
 RECIPES = sorted(ROOT.glob("recipes/*/ASR/**/hparams/*.yaml"))
 CLASSIFICATION = sorted(ROOT.glob("recipes/Google-speech-commands/hparams/*.yaml"))
 UNDERSTANDING = sorted(ROOT.glob("recipes/*/direct/hparams/*.yaml"))
+DIAGNOSTICS = ROOT / "docs/mixers/diagnostics.yaml"
 LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
 
 
@@ -107,6 +110,20 @@ def test_published_numbers_of_parameters(name, whole, encoder):
         assert millions(hparams["transformer"].encoder) == pytest.approx(encoder, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        *(LIBRISPEECH / f"{encoder}_attention.yaml" for encoder in ("transformer", "conformer")),
+        *CLASSIFICATION,
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_size_option_changes_the_encoders_size(yaml):
+    option = built(yaml)["size_option"]
+    sizes = [millions(built(yaml, **{option: width})["transformer"].encoder) for width in (64, 128)]
+    assert 0 < sizes[0] < sizes[1]
+
+
 @pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
@@ -120,6 +137,16 @@ def test_a_step_and_a_decode_of_semantics(yaml, command, meanings, tmp_path):
     arguments = command(tmp_path, yaml=yaml, vocab_size=60, **csvs)
     brain, batch = after_a_step_and_a_decode(Understanding, arguments)
     assert list(brain.understood) == batch.id
+
+
+def test_the_diagnostics_system_is_trained_exported_and_loaded(command, tmp_path):
+    options = {"half": "lower", "num_encoder_layers": 2, "number_of_epochs": 1, "mean_row": "True"}
+    experiment.run(command(tmp_path, yaml=DIAGNOSTICS, **options))
+    assert "HalfOfLayers" in (tmp_path / "pretrained/README.md").read_text()
+    loaded = EncoderDecoderASR.from_hparams(source=str(tmp_path / "pretrained"))
+    lower, upper = loaded.mods.transformer.encoder.mixers()
+    assert isinstance(lower, DiagnosticAttention) and lower.mean_row
+    assert isinstance(upper, NoMixing)
 
 
 def after_a_step_and_a_decode(task, arguments):
