@@ -354,8 +354,8 @@ def test_a_new_mixer_adds_little_to_the_residual_and_its_summaries_weigh_little(
     torch.manual_seed(0)
     x, mixer = torch.randn(4, 60, width), SelectiveSummaryMixing(width).eval()
     output = mixer(x)[0]
-    assert 0 < output.std() < 0.1
+    assert 0 < output.std() < 0.06  # 0.12 and more with a gain of 1
     without = SelectiveSummaryMixing(width, summaries=0).eval()
     shared = {k: v for k, v in mixer.state_dict().items() if not k.startswith("summary")}
     without.load_state_dict(shared, strict=False)
-    assert (output - without(x)[0]).std() < 0.1 * output.std()
+    assert (output - without(x)[0]).std() < 0.02 * output.std()  # 0.057 and more with a bias of 0
