@@ -9,6 +9,7 @@ import pytest
 import speechbrain.utils.logger
 import torch
 from speechbrain.utils.importutils import LazyModule
+from tiny import changed_csv, command, corrupt, meanings, noises, train  # noqa: F401 (fixtures)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

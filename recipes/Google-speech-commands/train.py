@@ -9,7 +9,7 @@ by ``speechbrain_summarymixing.corpora.speech_commands``.
 
 import sys
 
-from speechbrain_summarymixing.training.classification import Classification
+from speechbrain_summarymixing.tasks.classification import Classification
 from speechbrain_summarymixing.training.experiment import run
 
 if __name__ == "__main__":

@@ -136,9 +136,10 @@ def _train(train, arguments):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" lets it be ignored
     threading.Thread(target=_stop_with_the_input, daemon=True).start()
     if not train:
+        from speechbrain_summarymixing.tasks.recognition import ASR
         from speechbrain_summarymixing.training.experiment import run
 
-        run(arguments)
+        run(arguments, ASR)
         return
     sys.argv = [train, *arguments]
     sys.path[0] = str(Path(train).absolute().parent)

@@ -11,9 +11,10 @@ import yaml
 
 from speechbrain_summarymixing.analysis.size_matching import encoder_parameters, hyperparams, match
 from speechbrain_summarymixing.analysis.systems import parse_settings
+from speechbrain_summarymixing.corpora.corpus import declared
+from speechbrain_summarymixing.data.sets import manifests
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training.config import INCLUDE, options_of
-from speechbrain_summarymixing.training.sets import CORPORA, CORPUS_OPTIONS, manifests
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"  # names folders
 OWN = ("seed", "output_folder")  # options that each run gets from compare
@@ -120,10 +121,11 @@ def parse_corpus(text):
     corpus = _named(name, None, settings, text)
     if not settings.keys() & set(PARTS_CSV):
         corpus.settings = {"corpus": name, **settings}
-        if (given := corpus.settings["corpus"]) not in CORPORA:
+        if (given := corpus.settings["corpus"]) not in declared():
             raise UserError(
                 f"--corpora {text}: the corpus is {given}, but must be one of "
-                f"{', '.join(CORPORA)}: for another give {name}:train_csv=…,valid_csv=…,test_csv=…"
+                f"{', '.join(declared())}: for another give "
+                f"{name}:train_csv=…,valid_csv=…,test_csv=…"
             )
     return corpus
 
@@ -238,7 +240,7 @@ def _make_corpus(file, settings, made):
     if hparams.get("corpus") != "mini" or any(hparams.get(key) is not None for key in PARTS_CSV):
         return
     folder = str(hparams["data_folder"])
-    chosen = {key: hparams[key] for key in CORPUS_OPTIONS["mini"].values()}
+    chosen = {key: hparams[key] for key in declared()["mini"].options.values()}
     if made.setdefault(folder, chosen) != chosen:
         raise UserError(
             f"the mini corpus in {folder} would be made with {made[folder]} and with {chosen}: "

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import read_lines
@@ -112,3 +113,6 @@ def _transcripts(path):
                 f"{path}, line {number}: {match['key']} has another transcript before: keep one"
             )
     return words
+
+
+CORPUS = Corpus("an4", prepare, ["train"], ["valid"], ["test"])

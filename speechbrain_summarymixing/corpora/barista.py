@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from random import Random
 
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.corpora.semantics import Semantics, parse
 from speechbrain_summarymixing.errors import UserError
@@ -129,3 +130,6 @@ def _fields(line):
             f"semantics is {line['semantics'][:80]!r}, but must be JSON with an intent and slots"
         ) from error
     return line["path"], parse(meaning.text()).text()
+
+
+CORPUS = Corpus("barista", prepare, ["train"], ["valid"], ["test"], {"fold": "fold"})

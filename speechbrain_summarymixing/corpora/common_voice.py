@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from speechbrain_summarymixing.corpora import text
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
@@ -146,3 +147,6 @@ def _normalised(rows, language, table, report):
             "unpack the corpus again"
         )
     return kept
+
+
+CORPUS = Corpus("commonvoice", prepare, ["train"], ["dev"], ["test"], {"language": "language"})

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import read_lines
@@ -97,3 +98,12 @@ def _matched(split, audio, words):
         (key, str(path), key.split("-")[0], next(iter(words[key])))
         for key, (path,) in audio.items()
     ]
+
+
+CORPUS = Corpus(
+    "librispeech",
+    prepare,
+    ["train-clean-100", "train-clean-360", "train-other-500"],
+    ["dev-clean"],
+    ["test-clean", "test-other"],
+)

@@ -19,6 +19,7 @@ from random import Random
 from tqdm import tqdm
 
 from speechbrain_summarymixing.corpora import librispeech
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.mini_text import sentence, split_of
 from speechbrain_summarymixing.errors import UserError
 
@@ -332,3 +333,13 @@ def _speak_chunk(folder, chunk):
             "same command again; if it stays, reinstall espeakng-loader"
         )
     return len(rows)
+
+
+CORPUS = Corpus(
+    "mini",
+    prepare,
+    ["train"],
+    ["dev"],
+    ["test"],
+    {"train": "mini_train_utterances", "test_large": "mini_test_large_utterances"},
+)

@@ -6,6 +6,7 @@ The target of an utterance is its meaning (see `semantics`), in the manifest's c
 import json
 from pathlib import Path
 
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.corpora.semantics import Semantics, parse
 from speechbrain_summarymixing.errors import UserError
@@ -170,3 +171,6 @@ def _speakers(path):
             f"{path}: is not SLURP's metadata (JSON that has, for each slurp_id, recordings with "
             "usrid): download the file again, or remove it"
         ) from error
+
+
+CORPUS = Corpus("slurp", prepare, ["train"], ["devel"], ["test"])

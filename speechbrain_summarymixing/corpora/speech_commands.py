@@ -11,6 +11,7 @@ from random import Random
 import soundfile
 
 from speechbrain_summarymixing.audio import audio_info, read_audio
+from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
 
@@ -188,3 +189,6 @@ def _write_silences(folder, silences):
         soundfile.write(wav, waveform[start : start + SAMPLE_RATE].numpy(), SAMPLE_RATE)
         rows.append((f"{SILENCE}-{folder.name}-{index:05d}", str(wav), "", SILENCE))
     return rows
+
+
+CORPUS = Corpus("speechcommands", prepare, ["train"], ["valid"], ["test"], {"words": "words"})

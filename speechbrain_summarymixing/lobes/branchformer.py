@@ -13,7 +13,8 @@ from speechbrain.lobes.models.transformer.Branchformer import (
 from torch import nn
 
 from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
-from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
+from speechbrain_summarymixing.lobes.encoder import InjectedMixers
+from speechbrain_summarymixing.lobes.mixers import adds_nothing
 
 # With this name SpeechBrain's Branchformer builds no attention and asks for no positions.
 NO_ATTENTION = "RoPEMHA"
@@ -86,8 +87,9 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
         Width D.
     token_mixer : torch.nn.Module
         Called as SpeechBrain's attention: ``(query, key, value, attn_mask=, key_padding_mask=,
-        pos_embs=) -> (output, weights)``; with `NoMixing` the convolution branch stands alone. Its
-        ``merge_width``, where it has one, is the hidden width of an MLP that merges the branches.
+        pos_embs=) -> (output, weights)``; with one that `adds_nothing` the convolution branch
+        stands alone. Its ``merge_width``, where it has one, is the hidden width of an MLP that
+        merges the branches.
     kernel_size : int
         Of the convolution branch, in frames.
     csgu_linear_units : int
@@ -128,7 +130,7 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
             d_model, linear_units=csgu_linear_units, causal=causal, **branch
         )
         self.mha_layer = token_mixer
-        if isinstance(token_mixer, NoMixing):
+        if adds_nothing(token_mixer):
             self.norm_mhsa = self.merge_proj = None
         elif (hidden := getattr(token_mixer, "merge_width", None)) is not None:
             # merge of the SummaryMixing paper: an MLP of [summary width, D] (arXiv 2307.07421)

@@ -12,7 +12,8 @@ from speechbrain.lobes.models.transformer.Conformer import (
 from speechbrain.nnet.activations import Swish
 
 from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
-from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
+from speechbrain_summarymixing.lobes.encoder import InjectedMixers
+from speechbrain_summarymixing.lobes.mixers import adds_nothing
 
 # With a name that it does not know SpeechBrain's Conformer builds no attention.
 NO_ATTENTION = "injected"
@@ -89,7 +90,7 @@ class MixerConformerLayer(ConformerEncoderLayer):
             attention_type=NO_ATTENTION,
         )
         self.mha_layer = token_mixer
-        if isinstance(token_mixer, NoMixing):
+        if adds_nothing(token_mixer):
             self.norm1 = torch.nn.Identity()
         self.convolution_module = MaskedConvolutionModule(
             d_model, kernel_size, bias, activation, dropout, causal

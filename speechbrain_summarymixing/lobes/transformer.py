@@ -6,7 +6,8 @@ from speechbrain.lobes.models.transformer.Transformer import (
 )
 from torch import nn
 
-from speechbrain_summarymixing.lobes.mixers import InjectedMixers, NoMixing
+from speechbrain_summarymixing.lobes.encoder import InjectedMixers
+from speechbrain_summarymixing.lobes.mixers import adds_nothing
 
 # With a name that it does not know SpeechBrain's Transformer builds no attention.
 NO_ATTENTION = "injected"
@@ -51,7 +52,7 @@ class MixerTransformerLayer(TransformerEncoderLayer):
             attention_type=NO_ATTENTION,
         )
         self.self_att = token_mixer
-        if isinstance(token_mixer, NoMixing) and normalize_before:
+        if adds_nothing(token_mixer) and normalize_before:
             self.norm1 = nn.Identity()
 
     def forward(

@@ -69,7 +69,7 @@ class SelectiveSummaryMixing(nn.Module):
     (torch.Size([2, 50, 16]), None)
     """
 
-    supports_window = True
+    supports_window = supports_streaming = True
     has_positions = True  # sine positions at the encoder's input would be too many
 
     def __init__(self, d_model, *, nhead=4, neighbours=32, summaries=4, dropout=0.1):

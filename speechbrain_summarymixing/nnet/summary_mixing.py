@@ -73,7 +73,7 @@ class SummaryMixing(nn.Module):
     (torch.Size([2, 50, 16]), None)
     """
 
-    supports_window = True
+    supports_window = supports_streaming = True
 
     def __init__(
         self,

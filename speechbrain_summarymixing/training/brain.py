@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.lobes.positions import SinePositions
+from speechbrain_summarymixing.processes import number_of_processes, on_any
 from speechbrain_summarymixing.training import curves
-from speechbrain_summarymixing.training.processes import number_of_processes, on_any
 from speechbrain_summarymixing.training.schedules import make_schedule
 
 logger = get_logger(__name__)
@@ -34,16 +34,20 @@ class Interrupted(UserError):
 
 @register_checkpoint_hooks
 class ExperimentBrain(sb.Brain):
-    """SpeechBrain's Brain with the life of an experiment; a task adds its batch and its metric.
+    """SpeechBrain's Brain with the life of an experiment; a task adds what is learnt.
 
-    A subclass computes the batch, sets ``_batch_ids`` before the loss, and measures validation.
-    Expects the keys of ``hparams/parts/asr.yaml`` on training as hyperparameters, ``model`` among
-    the checkpointer's recoverables, and ``train_loggers`` as an attribute.
+    A task loads its sets, computes the batch, sets ``_batch_ids`` before the loss, measures and
+    exports; `experiment.run` asks for what stands first here. Expects the keys of
+    ``hparams/parts/asr.yaml`` on training as hyperparameters, ``model`` among the checkpointer's
+    recoverables, and ``train_loggers`` as an attribute.
     """
 
+    reads_shards = False  # whether it can train on ``shards``
+    targets = None  # what ``prepare`` returned
     train_loggers = ()
     train_seconds = 0.0
     metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`
+    unit = "%"  # of what the task measures
     batch_option = "batch_seconds"  # which bounds a training batch
     shard_reader = None  # a `shards.ShardReader`, where training is on shards
     augmentation = None  # an `augment.DrawnByUtterance` of the training set
@@ -51,8 +55,62 @@ class ExperimentBrain(sb.Brain):
     _stage_began = None
     _stop_requested = False
 
+    # ---- what a task says
+
+    @classmethod
+    def prepare(cls, hparams, train, others):
+        """Checks all utterances and returns what targets are made with, such as a tokenizer.
+
+        Arguments
+        ---------
+        hparams : dict
+        train, others : dict
+            From a set's name to its list of utterances.
+
+        Raises
+        ------
+        UserError
+            If utterances cannot be used.
+        """
+        raise NotImplementedError
+
+    def train_loading(self, train):
+        """Returns the dataset of the training sets, by name, and its loader's options."""
+        raise NotImplementedError
+
+    def eval_loading(self, part, sets):
+        """Returns one dataset of some sets, by name, and its loader's options.
+
+        ``part`` is "valid" or "test".
+        """
+        raise NotImplementedError
+
     def validation_metric(self):
         """Returns the value of ``metric`` over the validation set."""
+        raise NotImplementedError
+
+    def before_tests(self):
+        """Prepares for the test sets, after training."""
+
+    def scores(self, rows):
+        """Returns what was measured on a test set of utterances ``rows``, for ``results.json``.
+
+        A dict; a measure in percent, such as WER, has its 95% bootstrap interval in WER_95.
+        """
+        raise NotImplementedError
+
+    def errors(self, rows):
+        """Returns (ID, errors, total) of each utterance ``rows`` of a test set, to compare systems.
+
+        The sum of the errors over that of the totals is the task's error rate.
+        """
+        raise NotImplementedError
+
+    def write_details(self, name, rows):
+        """Writes what was measured of each utterance ``rows`` of the test set ``name``."""
+
+    def export(self, results):
+        """Writes the model to use, given what ``results.json`` holds."""
         raise NotImplementedError
 
     # ---- one batch

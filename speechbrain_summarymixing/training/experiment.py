@@ -1,4 +1,4 @@
-"""The life of an experiment on speech, step by step; `run` is the whole of it."""
+"""The life of an experiment, step by step; `run` is the whole of it."""
 
 import errno
 import json
@@ -7,7 +7,6 @@ import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -17,55 +16,21 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_summarymixing.corpora.shards import urls_of
+from speechbrain_summarymixing.data import shards, tokens
+from speechbrain_summarymixing.data.sets import has_begun, limits, manifests
 from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.files import write_atomically, write_table
-from speechbrain_summarymixing.lobes.mixers import mixer_name
-from speechbrain_summarymixing.training import curves, data, shards
-from speechbrain_summarymixing.training.asr import ASR
-from speechbrain_summarymixing.training.augment import DrawnByUtterance
+from speechbrain_summarymixing.processes import first_to_tell, join_processes, number_of_processes
+from speechbrain_summarymixing.training import curves
 from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
-from speechbrain_summarymixing.training.processes import (
-    first_to_tell,
-    join_processes,
-    number_of_processes,
-)
-from speechbrain_summarymixing.training.run_guard import check_output_folder
-from speechbrain_summarymixing.training.sets import (
-    has_begun,
-    limits,
-    manifests,
-    scanned_amount,
-    to_train_on,
-)
+from speechbrain_summarymixing.training.identity import FREE_SETTINGS, check_output_folder, settings
 
 logger = get_logger(__name__)
 
 ERRORS = ("ID", "errors", "total")  # columns of errors_<set>.csv
-# What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
-FREE_SETTINGS = {
-    "number_of_epochs",
-    "num_workers",
-    "ckpt_interval_minutes",
-    "nonfinite_patience",
-    "valid_batch_size",
-    "test_batch_size",
-    "test_beam_size",
-    "ctc_weight_decode",
-    "temperature",
-    "max_decode_ratio",
-    "lm_folder",
-    "lm_weight",
-    "lm_temperature",
-    "activation_checkpointing",
-    "averaged_checkpoints",
-    "test_csv",
-    "test_splits",
-    "tensorboard",
-    "size_option",
-}
 
 
-def run(argv, task=ASR):
+def run(argv, task):
     """Trains, tests and exports a model, as a YAML file and options say.
 
     Arguments
@@ -73,16 +38,17 @@ def run(argv, task=ASR):
     argv : list of str
         A hyperparameter file, then ``--key value`` for its keys and SpeechBrain's run options.
     task : type
-        A `speech.SpeechTask`: what the model learns.
+        An `ExperimentBrain` of `tasks`: what the model learns.
 
     ``--test_only`` needs no training set: tokens or classes are those of the output folder.
     """
     with errors_reported():
         hparams, run_opts = start(argv)
+        if hparams["shards"] is not None and not task.reads_shards:
+            raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         training = not run_opts["test_only"]
         train, valid, tests = manifests(hparams, training=training)
         targets = task.prepare(hparams, train, {**valid, **tests})
-        train = to_train_on(hparams, train)
         brain = task(
             modules=hparams["modules"],
             opt_class=hparams["optimizer"],
@@ -110,7 +76,7 @@ def run_tokenizer(argv):
             train, _, _ = manifests(hparams)
             texts = [utterance.wrd for rows in train.values() for utterance in rows]
         file = Path(hparams["output_folder"]) / "tokenizer.ckpt"
-        data.train_tokenizer(
+        tokens.train_tokenizer(
             texts, file, vocab_size=hparams["vocab_size"], token_type=hparams["token_type"]
         )
         logger.info("%d tokens of %d transcripts: %s", hparams["vocab_size"], len(texts), file)
@@ -202,21 +168,6 @@ def _check_run_options(run_opts):
         )
 
 
-def settings(hparams):
-    """The plain values among hyperparameters, and the mixer, by which two runs are compared."""
-    chosen = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, tuple))}
-    if (mixer := hparams.get("token_mixer")) is not None:
-        options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
-        chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
-    return {k: v for k, v in chosen.items() if _is_plain(v)}
-
-
-def _is_plain(value):
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return isinstance(value, (str, int, float))
-
-
 def train_loggers(hparams):
     """Returns SpeechBrain's text logger and, where hparams["tensorboard"], TensorBoard's.
 
@@ -239,102 +190,14 @@ def train_loggers(hparams):
 
 def fit(brain, hparams, train, valid):
     """Trains, or goes on training, on the sets ``train``, and validates on ``valid``."""
-    if hparams["shards"] is not None:
-        dataset, options = shard_loading(brain, hparams)
-    else:
-        brain.augmentation = augmentation(hparams)
-        dataset = make_dataset(brain, hparams, train, augment=brain.augmentation)
-        options = data.train_loader_options(
-            dataset,
-            **batch_limits(hparams),
-            num_buckets=hparams["num_buckets"],
-            seed=hparams["seed"],
-            num_workers=hparams["num_workers"],
-        )
+    dataset, options = brain.train_loading(train)
+    valid_set, valid_options = brain.eval_loading("valid", valid)
     brain.fit(
         hparams["epoch_counter"],
         dataset,
-        make_dataset(brain, hparams, valid),
+        valid_set,
         train_loader_kwargs=options,
-        valid_loader_kwargs=eval_options(hparams, "valid"),
-    )
-
-
-def batch_limits(hparams):
-    """Audio in one batch, in seconds, and utterances, at most."""
-    return {key: hparams[key] for key in ("batch_seconds", "max_batch_size")}
-
-
-def shard_loading(brain, hparams):
-    """Makes the training dataset of shards, which the brain comes to know, and loader options.
-
-    Raises
-    ------
-    UserError
-        If the length of an epoch is not known, or there are too few shards.
-    """
-    urls, processes = urls_of(hparams["shards"]), number_of_processes()
-    steps = hparams["shard_epoch_steps"]
-    if steps is None:
-        amount = scanned_amount(hparams) or shards.amount_beside(urls)
-        if amount is None:
-            raise UserError(
-                f"no shards.json lies beside {urls[0]}, so the length of an epoch is not known: "
-                "give --shard_epoch_steps"
-            )
-        steps = shards.epoch_steps(amount, **batch_limits(hparams), processes=processes)
-    elif not isinstance(steps, int) or steps < 1:
-        raise UserError(f"--shard_epoch_steps is {steps}, but must be 1 or more")
-    options = shards.train_loader_options(
-        urls, steps=steps, num_workers=hparams["num_workers"], processes=processes
-    )
-    spell = data.unspellable([], brain.targets)
-    brain.shard_reader = shards.ShardReader(
-        urls,
-        brain.targets,
-        **batch_limits(hparams),
-        num_buckets=hparams["num_buckets"],
-        seed=hparams["seed"],
-        check=partial(shards.unfit, spell=spell),
-        **limits(hparams),
-        rank=brain.rank if processes > 1 else 0,
-        processes=processes,
-        **reading(hparams),
-        augment=augmentation(hparams),
-    )
-    return brain.shard_reader.dataset(), options
-
-
-def augmentation(hparams):
-    """Returns the `DrawnByUtterance` of hparams["wav_augment"], or None where there is none."""
-    augment = hparams["wav_augment"]
-    return None if augment is None else DrawnByUtterance(augment, hparams["seed"])
-
-
-def reading(hparams):
-    """How audio is read, for training and evaluation alike."""
-    return {
-        "sample_rate": hparams["sample_rate"],
-        "whole_samples": hparams["compute_features"].samples,
-    }
-
-
-def make_dataset(brain, hparams, sets, augment=None):
-    """Makes one dataset of some sets of utterances, the shortest first."""
-    utterances = [utterance for rows in sets.values() for utterance in rows]
-    return data.make_dataset(
-        sorted(utterances, key=lambda u: u.duration),
-        brain.provide_targets,
-        brain.target_names,
-        **reading(hparams),
-        augment=augment,
-    )
-
-
-def eval_options(hparams, part):
-    """Loader options for "valid" or "test"."""
-    return data.eval_loader_options(
-        batch_size=hparams[f"{part}_batch_size"], num_workers=hparams["num_workers"]
+        valid_loader_kwargs=valid_options,
     )
 
 
@@ -343,7 +206,7 @@ def test(brain, hparams, tests):
 
     Arguments
     ---------
-    brain : SpeechTask
+    brain : ExperimentBrain
     hparams : dict
     tests : dict
         From a set's name to its list of utterances.
@@ -358,16 +221,15 @@ def test(brain, hparams, tests):
     results = {"test": {}}
     brain.before_tests()
     for name, rows in tests.items():
-        brain.evaluate(
-            make_dataset(brain, hparams, {name: rows}),
-            test_loader_kwargs=eval_options(hparams, "test"),
-        )
+        dataset, options = brain.eval_loading("test", {name: rows})
+        brain.evaluate(dataset, test_loader_kwargs=options)
         scores = results["test"][name] = brain.scores(rows)
         if if_main_process():
             brain.write_details(name, rows)
             write_table(folder / f"errors_{name}.csv", ERRORS, brain.errors(rows))
-            measured = (f"{key} {scores[key]:.2f}%" for key in scores if f"{key}_95" in scores)
-            logger.info("%s: %s", name, ", ".join(measured))
+            measured = [key for key in scores if f"{key}_95" in scores]
+            told = ", ".join(f"{key} {scores[key]:.2f}{brain.unit}" for key in measured)
+            logger.info("%s: %s", name, told)
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())
     results["processes"] = number_of_processes()
     results["threads"] = torch.get_num_threads()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from training import conftest as tiny
+import tiny
 
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.analysis import compare

@@ -238,7 +238,7 @@ def states_of(context):
 @every_encoder
 def test_what_cannot_go_on_says_so(encoder):
     net = model(MIXERS["relative attention"], encoder)
-    with pytest.raises(ValueError, match="RelPosMHAXL, which has no forward_streaming"):
+    with pytest.raises(ValueError, match="RelPosMHAXL, which does not declare supports_streaming"):
         net.make_streaming_context(DynChunkTrainConfig(4))
     net = model(SEES_ALL["decay"], encoder)
     context = net.make_streaming_context(DynChunkTrainConfig(4))

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 
+from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training import curves, experiment
 
 # Trains as train.py does and notes what each process does; may kill itself at a batch.
@@ -21,7 +22,8 @@ DRIVER = textwrap.dedent(
     import speechbrain.utils.logger
     speechbrain.utils.logger.get_environment_description = lambda: ""  # asks pip, for seconds
     from speechbrain_summarymixing.lobes import positions
-    from speechbrain_summarymixing.training import asr, experiment
+    from speechbrain_summarymixing.tasks import recognition
+    from speechbrain_summarymixing.training import experiment
 
     notes, options, command = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     rank = int(os.environ.get("RANK", 0))
@@ -35,7 +37,7 @@ DRIVER = textwrap.dedent(
 
     sys.addaudithook(audit)
     positions.SinePositions.__init__.__defaults__ = (4,)  # so that tables grow
-    start, fit, fit_batch = experiment.start, experiment.fit, asr.ASR.fit_batch
+    start, fit, fit_batch = experiment.start, experiment.fit, recognition.ASR.fit_batch
 
     def plain_start(argv):
         hparams, run_opts = start(argv)
@@ -70,9 +72,9 @@ DRIVER = textwrap.dedent(
         return loss
 
     experiment.start, experiment.fit = plain_start, noted_fit
-    asr.ASR.fit_batch = noted_fit_batch
+    recognition.ASR.fit_batch = noted_fit_batch
     if options.get("plain"):
-        experiment.test = asr.ASR.export = lambda *_: None
+        experiment.test = recognition.ASR.export = lambda *_: None
     try:
         experiment.run(command)
     finally:
@@ -201,7 +203,7 @@ def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
     assert resumed.written(0) and resumed.written(1) == []
 
     with pytest.raises(SystemExit, match="processes: 2 there, not set now"):
-        experiment.run(command(out, **options))
+        experiment.run(command(out, **options), ASR)
 
 
 def spoilt(noises, path, change):

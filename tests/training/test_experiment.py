@@ -11,14 +11,16 @@ import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
-from speechbrain_summarymixing.training import asr, curves, experiment
+from speechbrain_summarymixing.tasks import recognition
+from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.training import curves, experiment
 
 
 @pytest.fixture(scope="module")
 def trained(command, tmp_path_factory):
     """The output folder of a finished small training."""
     folder = tmp_path_factory.mktemp("trained") / "out"
-    experiment.run(command(folder))
+    experiment.run(command(folder), ASR)
     return folder
 
 
@@ -88,7 +90,7 @@ def test_a_wrong_weight_file_is_refused(trained, tmp_path):
 def test_test_only_gives_the_same_again(trained, command, capsys):
     before = json.loads((trained / "results.json").read_text())["test"]
     (trained / "results.json").unlink()
-    experiment.run([*command(trained), "--test_only"])
+    experiment.run([*command(trained), "--test_only"], ASR)
     assert json.loads((trained / "results.json").read_text())["test"] == before
 
 
@@ -110,7 +112,7 @@ def test_values_that_no_run_can_have(train, options, message):
 def test_a_gpu_that_is_not_there_is_named(command, tmp_path):
     arguments = [a for a in command(tmp_path) if a != "--device=cpu"]
     with pytest.raises(SystemExit, match="--device is cuda, but torch finds no GPU: leave it out"):
-        experiment.run([*arguments, "--device=cuda"])
+        experiment.run([*arguments, "--device=cuda"], ASR)
 
 
 def test_each_process_takes_its_own_gpu(command, tmp_path, monkeypatch):
@@ -129,7 +131,7 @@ def test_test_only_without_training_says_so(train):
 
 def test_other_settings_in_the_same_folder_are_refused(trained, command):
     with pytest.raises(SystemExit) as error:
-        experiment.run(command(trained, lr=0.5, dropout=0.3))
+        experiment.run(command(trained, lr=0.5, dropout=0.3), ASR)
     assert re.search(r"lr.*0\.002.*0\.5", str(error.value))
     assert "dropout" in str(error.value)
 
@@ -149,7 +151,7 @@ def test_unknown_option_and_missing_csv(train, tmp_path):
 
 def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
     seen = {}
-    original = asr.ASR.compute_objectives
+    original = recognition.ASR.compute_objectives
 
     def poisoned(self, predictions, batch, stage):
         loss = original(self, predictions, batch, stage)
@@ -158,7 +160,7 @@ def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
             return loss * float("nan")
         return loss
 
-    monkeypatch.setattr(asr.ASR, "compute_objectives", poisoned)
+    monkeypatch.setattr(recognition.ASR, "compute_objectives", poisoned)
     with pytest.raises(SystemExit) as error:
         train()
     assert all(key in str(error.value) for key in seen["ids"])
@@ -167,32 +169,32 @@ def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
 
 
 def test_ctrl_c_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch, trained):
-    original = asr.ASR.fit_batch
+    original = recognition.ASR.fit_batch
 
     def interrupted(self, batch):
         if self.optimizer_step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, batch)
 
-    monkeypatch.setattr(asr.ASR, "fit_batch", interrupted)
+    monkeypatch.setattr(recognition.ASR, "fit_batch", interrupted)
     with pytest.raises(SystemExit, match="after optimiser step 4.*The same command goes on"):
         train()
-    monkeypatch.setattr(asr.ASR, "fit_batch", original)
+    monkeypatch.setattr(recognition.ASR, "fit_batch", original)
     folder = train()
     steps = [row["steps"] for row in curves.read(folder)]
     assert steps == [row["steps"] for row in curves.read(trained)]
 
 
 def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
-    original = asr.export
+    original = recognition.export
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "model.ckpt")
 
-    monkeypatch.setattr(asr, "export", full)
+    monkeypatch.setattr(recognition, "export", full)
     with pytest.raises(SystemExit, match="no space left to write model.ckpt"):
         train()
-    monkeypatch.setattr(asr, "export", original)
+    monkeypatch.setattr(recognition, "export", original)
     folder = train()
     assert (folder / "pretrained" / "model.ckpt").is_file()
 
@@ -218,7 +220,7 @@ def test_a_lack_of_memory_names_the_longest_utterance_and_the_setting(train, noi
         seen.extend(zip(map(float, batch.duration), batch.id))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(asr.ASR, "compute_objectives", full)
+    monkeypatch.setattr(recognition.ASR, "compute_objectives", full)
     with pytest.raises(SystemExit) as error:
         train()
     seconds, key = max(seen)

@@ -5,13 +5,15 @@ import csv
 import pytest
 import torch
 
-from speechbrain_summarymixing.training import asr, experiment
+from speechbrain_summarymixing.tasks import recognition
+from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.training import experiment
 
 
 @pytest.fixture
 def in_float16(monkeypatch):
     """Gives each Brain on the CPU what SpeechBrain gives it for --precision fp16 on a GPU."""
-    began = asr.ASR.__init__
+    began = recognition.ASR.__init__
     brains = []
 
     def begin(self, *arguments, **options):
@@ -23,7 +25,7 @@ def in_float16(monkeypatch):
 
     def in_float16(scale):
         in_float16.scale = scale
-        monkeypatch.setattr(asr.ASR, "__init__", begin)
+        monkeypatch.setattr(recognition.ASR, "__init__", begin)
         return brains
 
     return in_float16
@@ -39,9 +41,9 @@ def losses(folder):
 
 
 def test_float16_learns_what_float32_learns(in_float16, command, tmp_path):
-    experiment.run(command(tmp_path / "single", **PLAIN))
+    experiment.run(command(tmp_path / "single", **PLAIN), ASR)
     brains = in_float16(scale=2.0**10)
-    experiment.run(command(tmp_path / "half", **PLAIN))
+    experiment.run(command(tmp_path / "half", **PLAIN), ASR)
     assert brains[0].scaler.get_scale() == 2.0**10  # no step was left out
     single, half = losses(tmp_path / "single"), losses(tmp_path / "half")
     assert single != half and half == pytest.approx(single, rel=1e-3)
@@ -49,7 +51,7 @@ def test_float16_learns_what_float32_learns(in_float16, command, tmp_path):
 
 def test_an_overflow_leaves_out_its_step_and_the_scale_is_saved(in_float16, command, tmp_path):
     brains = in_float16(scale=2.0**24)
-    experiment.run(command(tmp_path, **PLAIN))
+    experiment.run(command(tmp_path, **PLAIN), ASR)
     scale = brains[0].scaler.get_scale()
     assert 2.0**4 < scale < 2.0**24
     newest = max((tmp_path / "save").glob("CKPT*"))

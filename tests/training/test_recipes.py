@@ -15,11 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.analysis.diagnostic_attention import DiagnosticAttention
 from speechbrain_summarymixing.corpora.text import normalize_text
+from speechbrain_summarymixing.data import sets
 from speechbrain_summarymixing.lobes.mixers import NoMixing
-from speechbrain_summarymixing.training import experiment, language_model, sets
-from speechbrain_summarymixing.training.asr import ASR
+from speechbrain_summarymixing.tasks.language_model import LanguageModel
+from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.tasks.understanding import Understanding
+from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import load_hyperparams
-from speechbrain_summarymixing.training.understanding import Understanding
 
 ROOT = Path(__file__).parents[2]
 MINI = sorted(ROOT.glob("hparams/*.yaml"))
@@ -141,7 +143,7 @@ def test_a_step_and_a_decode_of_semantics(yaml, command, meanings, tmp_path):
 
 def test_the_diagnostics_system_is_trained_exported_and_loaded(command, tmp_path):
     options = {"half": "lower", "num_encoder_layers": 2, "number_of_epochs": 1, "mean_row": "True"}
-    experiment.run(command(tmp_path, yaml=DIAGNOSTICS, **options))
+    experiment.run(command(tmp_path, yaml=DIAGNOSTICS, **options), ASR)
     assert "HalfOfLayers" in (tmp_path / "pretrained/README.md").read_text()
     loaded = EncoderDecoderASR.from_hparams(source=str(tmp_path / "pretrained"))
     lower, upper = loaded.mods.transformer.encoder.mixers()
@@ -154,9 +156,7 @@ def after_a_step_and_a_decode(task, arguments):
     train, valid, tests = sets.manifests(hparams)
     brain = task(hparams["modules"], hparams["optimizer"], hparams, run_opts)
     brain.targets = task.prepare(hparams, train, {**valid, **tests})
-    dataset = experiment.make_dataset(
-        brain, hparams, train, augment=experiment.augmentation(hparams)
-    )
+    dataset, _ = brain.train_loading(train)
     batch = PaddedBatch([dataset[index] for index in range(3)])
     brain.steps_per_epoch = 1
     brain.on_fit_start()
@@ -193,25 +193,24 @@ def test_common_voice_in_persian(command, tmp_path, speech_data):
 
     experiment.run_tokenizer(arguments("Tokenizer/hparams/unigram5000.yaml"))
     spelled = {"tokenizer_folder": tmp_path / "Tokenizer"}
-    language_model.run(
-        arguments(
-            "LM/hparams/transformer.yaml",
-            **spelled,
-            d_model=16,
-            nhead=2,
-            num_encoder_layers=1,
-            d_ffn=16,
-            number_of_epochs=1,
-            num_workers=0,
-        )  # fmt: skip
+    small = arguments(
+        "LM/hparams/transformer.yaml",
+        **spelled,
+        d_model=16,
+        nhead=2,
+        num_encoder_layers=1,
+        d_ffn=16,
+        number_of_epochs=1,
+        num_workers=0,
     )
+    experiment.run(small, LanguageModel)
     options = {
         "train_csv": "null", "valid_csv": "null", "test_csv": "null", **corpus, **spelled,
         "lm_folder": tmp_path / "LM/pretrained", "number_of_epochs": 1, "optimizer_step_limit": 2,
         "batch_seconds": 30, "max_decode_ratio": 0.05,
     }  # fmt: skip
     yaml = "recipes/CommonVoice/ASR/transformer/hparams/sumformer.yaml"
-    experiment.run(command(tmp_path, yaml=yaml, **options))
+    experiment.run(command(tmp_path, yaml=yaml, **options), ASR)
     assert json.loads((tmp_path / "results.json").read_text())["test"]["test"]["utterances"] == 40
     assert json.loads((tmp_path / "manifests/train.dropped.json").read_text())["characters"]
     model = EncoderDecoderASR.from_hparams(source=str(tmp_path / "pretrained"))

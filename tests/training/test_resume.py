@@ -18,7 +18,8 @@ DRIVER = textwrap.dedent(
     torch.set_num_threads(1)
     import speechbrain.utils.logger
     speechbrain.utils.logger.get_environment_description = lambda: ""  # asks pip, for seconds
-    from speechbrain_summarymixing.training import asr, checkpoints, experiment
+    from speechbrain_summarymixing.tasks import recognition
+    from speechbrain_summarymixing.training import checkpoints, experiment
 
     command, log, kills = json.loads(sys.argv[1])
 
@@ -28,7 +29,7 @@ DRIVER = textwrap.dedent(
     def attempt(kill):
         after_steps, inside_save = kill or (None, None)
         steps = writes = 0
-        fit_batch, features, save = asr.ASR.fit_batch, asr.ASR.features, torch.save
+        fit_batch, features, save = recognition.ASR.fit_batch, recognition.ASR.features, torch.save
         heard = []
 
         def noted(self, batch, stage):
@@ -56,7 +57,7 @@ DRIVER = textwrap.dedent(
                 die()
             return save(*arguments, **options)
 
-        asr.ASR.fit_batch, asr.ASR.features, torch.save = logged, noted, deadly
+        recognition.ASR.fit_batch, recognition.ASR.features, torch.save = logged, noted, deadly
         experiment.run(command)
 
     for kill in [*kills, None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training import semantics_metrics
+from speechbrain_summarymixing.tasks import semantics_metrics
 from speechbrain_summarymixing.training.experiment import errors_reported
 
 

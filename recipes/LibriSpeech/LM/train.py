@@ -7,7 +7,8 @@ python train.py hparams/transformer.yaml --data_folder DIR/LibriSpeech \
 
 import sys
 
-from speechbrain_summarymixing.training.language_model import run
+from speechbrain_summarymixing.tasks.language_model import LanguageModel
+from speechbrain_summarymixing.training.experiment import run
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    run(sys.argv[1:], LanguageModel)

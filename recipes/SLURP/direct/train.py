@@ -9,8 +9,8 @@ by ``speechbrain_summarymixing.corpora.slurp``.
 
 import sys
 
+from speechbrain_summarymixing.tasks.understanding import Understanding
 from speechbrain_summarymixing.training.experiment import run
-from speechbrain_summarymixing.training.understanding import Understanding
 
 if __name__ == "__main__":
     run(sys.argv[1:], Understanding)

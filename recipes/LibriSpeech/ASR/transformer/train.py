@@ -9,7 +9,8 @@ prepared by ``speechbrain_summarymixing.corpora.librispeech``.
 
 import sys
 
+from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training.experiment import run
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    run(sys.argv[1:], ASR)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.run_guard import check_output_folder
+from speechbrain_summarymixing.training.identity import check_output_folder
 
 SETTINGS = {"lr": 0.001, "dims": (4, 4), "data": Path("corpus"), "epochs": 3, "nan": float("nan")}
 

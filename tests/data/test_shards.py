@@ -17,18 +17,15 @@ import torch
 
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.corpora import shards as corpus_shards
+from speechbrain_summarymixing.corpora.corpus import Corpus, declared
 from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.corpora.shards import read_shard, urls_of, write_shards
+from speechbrain_summarymixing.data import loading, sets, shards, tokens
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training import (
-    asr,
-    curves,
-    data,
-    experiment,
-    language_model,
-    sets,
-    shards,
-)
+from speechbrain_summarymixing.tasks import recognition
+from speechbrain_summarymixing.tasks.language_model import LanguageModel
+from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.training import curves, experiment
 
 pytest.importorskip("webdataset")
 pytest.importorskip("importlib_metadata")
@@ -53,7 +50,7 @@ def pattern(folder):
 def tokenizer(noises, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.ckpt"
     texts = [utterance.wrd for utterance in read_manifest(noises / "train.csv")]
-    return data.train_tokenizer(texts, path, vocab_size=30), path.parent
+    return tokens.train_tokenizer(texts, path, vocab_size=30), path.parent
 
 
 @pytest.fixture
@@ -74,7 +71,7 @@ def train(command, pattern, tmp_path):
 
     def run(**options):
         options = {"shards": pattern, "train_csv": "null", **options}
-        experiment.run(command(tmp_path / "out", **options))
+        experiment.run(command(tmp_path / "out", **options), ASR)
         return tmp_path / "out"
 
     return run
@@ -90,8 +87,10 @@ def loaded(dataset, workers=0):
 
 def test_an_utterance_is_the_same_as_from_csv(reader, noises, tokenizer):
     rows = read_manifest(noises / "train.csv")
-    spell = partial(data.spelled, tokenizer=tokenizer[0])
-    dataset = data.make_dataset(rows, spell, data.SPELLED, sample_rate=16000, whole_samples=640)
+    spell = partial(tokens.spelled, tokenizer=tokenizer[0])
+    dataset = loading.make_dataset(
+        rows, spell, tokens.SPELLED, sample_rate=16000, whole_samples=640
+    )
     expected = {item["id"]: item for item in dataset}
     batches = loaded(reader().dataset(1))
     assert sorted(ids(batches)) == sorted(expected)
@@ -210,7 +209,8 @@ def test_a_corpus_prepares_no_training_part(monkeypatch, noises):
         prepared.extend(splits)
         return {"dev": noises / "valid.csv", "test": noises / "test.csv"}
 
-    monkeypatch.setitem(sets.CORPORA, "own", (prepare, ["train"], ["dev"], ["test"]))
+    own = Corpus("own", prepare, ["train"], ["dev"], ["test"])
+    monkeypatch.setitem(declared(), "own", own)
     names = [f"{part}_{kind}" for part in ("train", "valid", "test") for kind in ("csv", "splits")]
     hparams = {name: None for name in names}
     hparams.update(corpus="own", shards="x.tar", data_folder="", manifest_folder="")
@@ -226,7 +226,8 @@ def test_a_tokenizer_alone_is_trained_and_a_language_model_refuses(pattern, tmp_
     experiment.run_tokenizer([yaml, *options, "--token_type=bpe"])
     assert (tmp_path / "out/tokenizer.ckpt").stat().st_size > 0
     with pytest.raises(SystemExit, match="--shards is for recognisers"):
-        language_model.run([str(recipes / "LM/hparams/transformer.yaml"), *options, "--device=cpu"])
+        yaml = str(recipes / "LM/hparams/transformer.yaml")
+        experiment.run([yaml, *options, "--device=cpu"], LanguageModel)
 
 
 def test_a_trained_tokenizer_and_the_length_of_an_epoch_can_be_given(train, tokenizer):
@@ -236,7 +237,7 @@ def test_a_trained_tokenizer_and_the_length_of_an_epoch_can_be_given(train, toke
 
 
 def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch):
-    original, steps = asr.ASR.fit_batch, []
+    original, steps = recognition.ASR.fit_batch, []
 
     def interrupted(self, batch):
         steps.append((self.step, batch.id))
@@ -244,7 +245,7 @@ def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, batch)
 
-    monkeypatch.setattr(asr.ASR, "fit_batch", interrupted)
+    monkeypatch.setattr(recognition.ASR, "fit_batch", interrupted)
     with pytest.raises(SystemExit, match="in epoch 2 after optimiser step 6"):
         train(shard_epoch_steps=4)
     out = train(shard_epoch_steps=4)

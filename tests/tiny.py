@@ -8,9 +8,10 @@ import pytest
 import soundfile
 
 from speechbrain_summarymixing.corpora.semantics import Semantics
+from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training import experiment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 WORDS = "ALARM BED CALL DOWN EIGHT FIVE HAPPY LIGHT MUSIC NINE OFF PLAY SET STOP UP YES".split()
 
@@ -130,7 +131,7 @@ def train(command, tmp_path):
     """Runs a small training in a folder of its own and returns the folder."""
 
     def run(**options):
-        experiment.run(command(tmp_path / "out", **options))
+        experiment.run(command(tmp_path / "out", **options), ASR)
         return tmp_path / "out"
 
     return run

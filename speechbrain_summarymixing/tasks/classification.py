@@ -7,12 +7,13 @@ import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
 from speechbrain_summarymixing.corpora.manifest import listed
+from speechbrain_summarymixing.data import sets
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_table
 from speechbrain_summarymixing.inference.export import CLASSIFICATION, export
-from speechbrain_summarymixing.training import metrics, sets
-from speechbrain_summarymixing.training.processes import on_main
-from speechbrain_summarymixing.training.speech import SpeechTask
+from speechbrain_summarymixing.processes import on_main
+from speechbrain_summarymixing.tasks import metrics
+from speechbrain_summarymixing.tasks.speech import SpeechTask
 
 
 class Classification(SpeechTask):
@@ -31,8 +32,6 @@ class Classification(SpeechTask):
 
         Arguments, and what is raised, are those of `SpeechTask.prepare`.
         """
-        if hparams["shards"] is not None:
-            raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         file = Path(hparams["output_folder"]) / "label_encoder.txt"
         begun = sets.has_begun(hparams)
         labels = sorted({row.wrd for rows in train.values() for row in rows})

@@ -7,8 +7,31 @@ from pathlib import Path
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.lobes.mixers import mixer_name
 
 SETTINGS_FILE = "settings.json"
+# What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
+FREE_SETTINGS = {
+    "number_of_epochs",
+    "num_workers",
+    "ckpt_interval_minutes",
+    "nonfinite_patience",
+    "valid_batch_size",
+    "test_batch_size",
+    "test_beam_size",
+    "ctc_weight_decode",
+    "temperature",
+    "max_decode_ratio",
+    "lm_folder",
+    "lm_weight",
+    "lm_temperature",
+    "activation_checkpointing",
+    "averaged_checkpoints",
+    "test_csv",
+    "test_splits",
+    "tensorboard",
+    "size_option",
+}
 
 
 def check_output_folder(output_folder, settings, *, free=(), begun=True, overwrite_hint):
@@ -97,3 +120,18 @@ def _write(file, text):
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(new, file)
+
+
+def settings(hparams):
+    """The plain values among hyperparameters, and the mixer, by which two runs are compared."""
+    chosen = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, tuple))}
+    if (mixer := hparams.get("token_mixer")) is not None:
+        options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
+        chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
+    return {k: v for k, v in chosen.items() if _is_plain(v)}
+
+
+def _is_plain(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, int, float))

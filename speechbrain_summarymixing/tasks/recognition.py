@@ -6,12 +6,13 @@ import speechbrain as sb
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+from speechbrain_summarymixing.data import sets, tokens
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.export import RECOGNITION, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
-from speechbrain_summarymixing.training import data, metrics, sets
-from speechbrain_summarymixing.training.speech import SpeechTask
-from speechbrain_summarymixing.training.transfer import load_encoder
+from speechbrain_summarymixing.tasks import metrics
+from speechbrain_summarymixing.tasks.speech import SpeechTask
+from speechbrain_summarymixing.tasks.transfer import load_encoder
 
 
 class ASR(SpeechTask):
@@ -22,9 +23,9 @@ class ASR(SpeechTask):
     """
 
     metric = "WER"
-    target_names = data.SPELLED
+    target_names = tokens.SPELLED
     interface = RECOGNITION
-    validates_by_ctc = True
+    validates_by_ctc = reads_shards = True
 
     @classmethod
     def prepare(cls, hparams, train, others):
@@ -53,8 +54,8 @@ class ASR(SpeechTask):
         return sets.spelling(hparams, train, others)
 
     def provide_targets(self, wrd):
-        """Returns a transcript's tokens; see `data.spelled`."""
-        return data.spelled(wrd, self.targets)
+        """Returns a transcript's tokens; see `tokens.spelled`."""
+        return tokens.spelled(wrd, self.targets)
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the stage's clock and error counts."""

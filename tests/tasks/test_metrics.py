@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechbrain_summarymixing.training.metrics import (
+from speechbrain_summarymixing.tasks.metrics import (
     word_error_interval,
     word_error_rate,
     word_error_rate_by_length,

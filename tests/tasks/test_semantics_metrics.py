@@ -7,7 +7,7 @@ from hypothesis import given
 
 from speechbrain_summarymixing.corpora.semantics import Semantics
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.semantics_metrics import (
+from speechbrain_summarymixing.tasks.semantics_metrics import (
     by_first_label,
     character_distance,
     prediction_line,

@@ -18,16 +18,17 @@ from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest,
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference import transcribe
-from speechbrain_summarymixing.training import experiment
-from speechbrain_summarymixing.training.config import load_hyperparams
-from speechbrain_summarymixing.training.semantics_metrics import (
+from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.tasks.semantics_metrics import (
     prediction_line,
     score,
     summarize,
     write_predictions,
 )
-from speechbrain_summarymixing.training.transfer import load_encoder
-from speechbrain_summarymixing.training.understanding import Understanding
+from speechbrain_summarymixing.tasks.transfer import load_encoder
+from speechbrain_summarymixing.tasks.understanding import Understanding
+from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.config import load_hyperparams
 
 ROOT = Path(__file__).parents[2]
 YAML = "recipes/SLURP/direct/hparams/sumformer.yaml"
@@ -202,7 +203,7 @@ def test_training_text_without_semantics_is_named(train, meanings, tmp_path, wrd
 
 def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, tmp_path):
     same = {"front_end_channels": "[4, 4]", "csgu_linear_units": 16}
-    experiment.run(command(tmp_path / "asr", number_of_epochs=1))
+    experiment.run(command(tmp_path / "asr", number_of_epochs=1), ASR)
     asr = tmp_path / "asr/pretrained"
     options = {"number_of_epochs": 1, "optimizer_step_limit": 1, "lr": 1e-9, **same}
     out = train(tmp_path / "out", encoder_folder=asr, **options)

@@ -17,7 +17,7 @@ from speechbrain.utils.edit_distance import count_ops, op_table
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
-from speechbrain_summarymixing.training.metrics import bootstrap_interval, percentage
+from speechbrain_summarymixing.tasks.metrics import bootstrap_interval, percentage
 
 KINDS = ("TP", "FP", "FN")
 F_MEASURES = {  # of the sums of which counts

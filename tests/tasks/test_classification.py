@@ -11,9 +11,9 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.corpora.manifest import read_manifest, write_manifest
+from speechbrain_summarymixing.data.augment import RandomShift, WhiteNoise
+from speechbrain_summarymixing.tasks.classification import Classification
 from speechbrain_summarymixing.training import experiment
-from speechbrain_summarymixing.training.augment import RandomShift, WhiteNoise
-from speechbrain_summarymixing.training.classification import Classification
 
 YAML = "recipes/Google-speech-commands/hparams/sumformer.yaml"
 SYSTEMS = sorted(Path(__file__).parents[2].glob("recipes/Google-speech-commands/hparams/*.yaml"))

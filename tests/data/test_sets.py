@@ -10,8 +10,8 @@ import soundfile
 
 from speechbrain_summarymixing import audio
 from speechbrain_summarymixing.corpora import manifest as manifests
+from speechbrain_summarymixing.data.tokens import train_tokenizer
 from speechbrain_summarymixing.training import curves
-from speechbrain_summarymixing.training.data import train_tokenizer
 
 
 def manifest(folder, split="test"):

@@ -7,15 +7,7 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_summarymixing.corpora import (
-    an4,
-    barista,
-    common_voice,
-    librispeech,
-    mini,
-    slurp,
-    speech_commands,
-)
+from speechbrain_summarymixing.corpora.corpus import declared
 from speechbrain_summarymixing.corpora.manifest import (
     check_manifests,
     fingerprint,
@@ -23,35 +15,12 @@ from speechbrain_summarymixing.corpora.manifest import (
     sensible,
 )
 from speechbrain_summarymixing.corpora.shards import urls_of
+from speechbrain_summarymixing.data import shards, tokens
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
-from speechbrain_summarymixing.training import data, shards
-from speechbrain_summarymixing.training.processes import on_main
+from speechbrain_summarymixing.processes import on_main
 
 logger = get_logger(__name__)
-
-# From a corpus to its preparation and the splits it trains, validates and tests on.
-CORPORA = {
-    "mini": (mini.prepare, ["train"], ["dev"], ["test"]),
-    "an4": (an4.prepare, ["train"], ["valid"], ["test"]),
-    "librispeech": (
-        librispeech.prepare,
-        ["train-clean-100", "train-clean-360", "train-other-500"],
-        ["dev-clean"],
-        ["test-clean", "test-other"],
-    ),
-    "commonvoice": (common_voice.prepare, ["train"], ["dev"], ["test"]),
-    "slurp": (slurp.prepare, ["train"], ["devel"], ["test"]),
-    "barista": (barista.prepare, ["train"], ["valid"], ["test"]),
-    "speechcommands": (speech_commands.prepare, ["train"], ["valid"], ["test"]),
-}
-# Options of a corpus's preparation, from the hyperparameters.
-CORPUS_OPTIONS = {
-    "mini": {"train": "mini_train_utterances", "test_large": "mini_test_large_utterances"},
-    "commonvoice": {"language": "language"},
-    "barista": {"fold": "fold"},
-    "speechcommands": {"words": "words"},
-}
 
 PARTS = ("train", "valid", "test")
 SCANNED = "shards.json"  # in the output folder: what was found in the shards
@@ -124,20 +93,18 @@ def _csv_files(csvs):
 def _corpus(hparams):
     """As `_csv_files`, of the splits of a corpus, which finding them prepares."""
     corpus = hparams["corpus"]
-    if corpus not in CORPORA:
+    if corpus not in declared():
         raise UserError(
-            f"--corpus is {corpus}, but must be one of {', '.join(CORPORA)}: "
+            f"--corpus is {corpus}, but must be one of {', '.join(declared())}: "
             "for another corpus give --train_csv, --valid_csv and --test_csv"
         )
-    prepare, *defaults = CORPORA[corpus]
-    parts = [
-        list(names(hparams[f"{part}_splits"]) or default) for part, default in zip(PARTS, defaults)
-    ]
+    chosen = declared()[corpus]
+    parts = [list(names(hparams[f"{part}_splits"]) or getattr(chosen, part)) for part in PARTS]
 
     def find(wanted):
-        options = {name: hparams[key] for name, key in CORPUS_OPTIONS.get(corpus, {}).items()}
+        options = {name: hparams[key] for name, key in chosen.options.items()}
         folders = hparams["data_folder"], hparams["manifest_folder"]
-        return list(on_main(prepare, *folders, splits=wanted, **options).items())
+        return list(on_main(chosen.prepare, *folders, splits=wanted, **options).items())
 
     return parts, find
 
@@ -178,22 +145,22 @@ def spelling(hparams, train, others, symbols=(), *, open_audio=True):
     size = hparams["vocab_size"]
     if hparams["tokenizer_folder"] is not None:
         if has_begun(hparams) and path.is_file():  # weights depend on it
-            tokenizer = data.load_tokenizer(path)
+            tokenizer = tokens.load_tokenizer(path)
         else:
-            tokenizer = data.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
+            tokenizer = tokens.take_tokenizer(hparams["tokenizer_folder"], path, vocab_size=size)
     elif hparams["shards"] is not None:
         on_main(_spelling_of_shards, hparams, path)
-        tokenizer = data.load_tokenizer(path)
+        tokenizer = tokens.load_tokenizer(path)
     elif not train:
-        tokenizer = data.load_tokenizer(path)
+        tokenizer = tokens.load_tokenizer(path)
     else:
         tokenizer = None
-    spell = data.unspellable(texts, tokenizer)
+    spell = tokens.unspellable(texts, tokenizer)
     check(hparams, train, others, spell=spell, open_audio=open_audio)
     if tokenizer is not None:
         return tokenizer
     on_main(
-        data.train_tokenizer,
+        tokens.train_tokenizer,
         texts,
         path,
         vocab_size=size,
@@ -201,7 +168,7 @@ def spelling(hparams, train, others, symbols=(), *, open_audio=True):
         symbols=symbols,
         fixed=has_begun(hparams),
     )
-    return data.load_tokenizer(path)
+    return tokens.load_tokenizer(path)
 
 
 def check(hparams, train, others, *, spell=None, open_audio=True):
@@ -269,7 +236,7 @@ def _spelling_of_shards(hparams, path):
         return
     texts, amount = shards.scan(urls_of(hparams["shards"]), **limits(hparams))
     settings = {key: hparams[key] for key in ("vocab_size", "token_type")}
-    data.train_tokenizer(texts, path, **settings, fixed=has_begun(hparams))
+    tokens.train_tokenizer(texts, path, **settings, fixed=has_begun(hparams))
     found = {"settings": scan_settings(hparams), "amount": asdict(amount)}
     write_atomically(path.with_name(SCANNED), json.dumps(found) + "\n")
 

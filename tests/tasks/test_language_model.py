@@ -1,18 +1,25 @@
 """Tokenizer, language model and recogniser, one after the other as the recipes' READMEs say."""
 
+import csv
 import gzip
 import json
 import math
+import os
+import pickle
 import shutil
 
+import numpy
 import pytest
 import sentencepiece
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
+from speechbrain_summarymixing.data.tokens import load_tokenizer
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.language_model import load_language_model
-from speechbrain_summarymixing.training import experiment, language_model
+from speechbrain_summarymixing.tasks import language_model
+from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.training import experiment
 
 LIBRISPEECH = "recipes/LibriSpeech"
 TOKENS = 60
@@ -57,26 +64,33 @@ def made(corpus, pytestconfig, tmp_path_factory):
         "tokenizer_folder": folder / "tokenizer",
     }  # fmt: skip
     yaml = f"{LIBRISPEECH}/LM/hparams/transformer.yaml"
-    language_model.run(arguments(root, yaml, options))
+    experiment.run(arguments(root, yaml, options), language_model.LanguageModel)
     return folder
 
 
 def test_the_language_model_counts_every_sentence_and_loads_as_it_was_tested(made):
     results = json.loads((made / "lm/results.json").read_text())
-    assert results["train_sentences"] == 115 + 2
-    assert results["test"]["sentences"] == 25
+    assert len((made / "lm/train.txt").read_text().splitlines()) == 115 + 2
+    measured = results["test"]["dev-clean"]
+    assert measured["sentences"] == 25
     model = load_language_model(made / "lm/pretrained")
     tokenizer = sentencepiece.SentencePieceProcessor(
         model_file=str(made / "lm/pretrained/tokenizer.ckpt")
     )
     nats, tokens = 0.0, 0
-    for line in (made / "lm/test.txt").read_text().splitlines():
+    for line in (made / "lm/dev-clean.txt").read_text().splitlines():
         ids = tokenizer.encode(line)
         scores = model(torch.tensor([[1, *ids]])).detach().log_softmax(-1)[0]
         nats -= float(scores[torch.arange(len(ids) + 1), torch.tensor([*ids, 2])].sum())
         tokens += len(ids) + 1
-    assert results["test"]["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
-    assert results["test"]["perplexity"] < TOKENS  # it has learnt something
+    assert measured["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    low, high = measured["perplexity_95"]
+    assert low < measured["perplexity"] < high < TOKENS  # it has learnt something
+    with open(made / "lm/errors_dev-clean.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(float(row["errors"]) for row in rows) == pytest.approx(nats, rel=1e-4)
+    assert sum(int(row["total"]) for row in rows) == tokens
+    assert results["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_a_recogniser_decodes_with_the_language_model_and_so_does_its_export(
@@ -89,7 +103,7 @@ def test_a_recogniser_decodes_with_the_language_model_and_so_does_its_export(
         "max_decode_ratio": 0.02,
     }  # fmt: skip
     yaml = f"{LIBRISPEECH}/ASR/transformer/hparams/sumformer.yaml"
-    experiment.run(command(tmp_path / "asr", yaml=yaml, **options))
+    experiment.run(command(tmp_path / "asr", yaml=yaml, **options), ASR)
     with_lm = json.loads((tmp_path / "asr/results.json").read_text())["test"]["dev-clean"]
     assert with_lm["utterances"] == 25
     model = EncoderDecoderASR.from_hparams(source=str(tmp_path / "asr/pretrained"))
@@ -106,7 +120,7 @@ def test_a_recogniser_decodes_with_the_language_model_and_so_does_its_export(
     # decoded again, without
     experiment.run([
         *command(tmp_path / "asr", yaml=yaml, **{**options, "lm_folder": "null"}), "--test_only",
-    ])  # fmt: skip
+    ], ASR)  # fmt: skip
     assert not (tmp_path / "asr/pretrained/lm.ckpt").exists()
 
 
@@ -115,7 +129,7 @@ def test_other_tokens_than_the_recognisers_are_refused(made, command, tmp_path):
     shutil.copytree(made / "lm/pretrained", other)
     (other / "tokenizer.ckpt").write_bytes(b"other")
     with pytest.raises(SystemExit, match="whose tokens .* are not this model's"):
-        experiment.run(command(tmp_path / "out", lm_folder=other, number_of_epochs=1))
+        experiment.run(command(tmp_path / "out", lm_folder=other, number_of_epochs=1), ASR)
 
 
 def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
@@ -127,11 +141,41 @@ def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
         "tokenizer_folder": made / "tokenizer", "optimizer_step_limit": 1,
     }  # fmt: skip
     yaml = f"{LIBRISPEECH}/LM/hparams/transformer.yaml"
-    language_model.run(arguments(pytestconfig.rootpath, yaml, options))
-    assert json.loads((tmp_path / "lm/results.json").read_text())["train_sentences"] == 115 + 3
+    command = arguments(pytestconfig.rootpath, yaml, options)
+    experiment.run(command, language_model.LanguageModel)
+    learnt = (tmp_path / "lm/train.txt").read_text()
+    assert len(learnt.splitlines()) == 115 + 3
     (tmp_path / "more.txt").unlink()  # a run that has begun keeps what it learns from
-    language_model.run([*arguments(pytestconfig.rootpath, yaml, options), "--test_only"])
-    assert json.loads((tmp_path / "lm/results.json").read_text())["train_sentences"] == 115 + 3
+    experiment.run(command, language_model.LanguageModel)
+    assert (tmp_path / "lm/train.txt").read_text() == learnt
+
+
+def test_batches_hold_each_sentence_once_and_those_of_like_length(tmp_path):
+    lengths = numpy.random.default_rng(0).integers(1, 1000, size=1003)
+    batches = language_model.LengthBuckets(lengths, 10, seed=0, batches=50)
+    first = list(batches)
+    assert len(first) == len(batches) == 101
+    assert sorted(index for batch in first for index in batch) == list(range(1003))
+    spread = numpy.mean([numpy.ptp(lengths[batch]) for batch in first])
+    assert spread < 0.1 * numpy.ptp(lengths)  # 0.8 at random
+    assert list(batches) == first
+    batches.set_epoch(1)
+    assert list(batches) != first
+
+
+def test_sentences_are_indexed_on_the_disk_and_reach_a_spawned_worker(tmp_path, made):
+    path = tmp_path / "text.txt"
+    tokenizer = load_tokenizer(made / "tokenizer/tokenizer.ckpt")
+    for words in (["A", "ÉÉ B", "C D"], ["LONGER ONE", "X"]):
+        path.write_text("\n".join(words) + "\n", encoding="utf-8")
+        os.utime(path, ns=(path.stat().st_mtime_ns + 10**9,) * 2)
+        language_model.index_sentences(path)
+        sentences = language_model.Sentences(path, tokenizer, max_tokens=100)
+        assert len(sentences) == len(words)
+        for there in (sentences, pickle.loads(pickle.dumps(sentences))):
+            for index, word in enumerate(words):
+                assert there[index]["tokens_eos"].tolist() == [*tokenizer.encode(word), 2]
+        assert len(pickle.dumps(sentences)) < 50_000  # not the index
 
 
 @pytest.mark.parametrize(
@@ -152,7 +196,7 @@ def test_what_is_no_language_model_is_told_before_training(made, command, tmp_pa
     else:
         torch.save({"other": torch.zeros(1)}, folder / "lm.ckpt")
     with pytest.raises(SystemExit, match=f"--lm_folder is .*{message}"):
-        experiment.run(command(tmp_path / "out", lm_folder=folder))
+        experiment.run(command(tmp_path / "out", lm_folder=folder), ASR)
     assert not list((tmp_path / "out").glob("save/CKPT*"))
 
 
@@ -168,12 +212,12 @@ def test_a_folder_that_is_no_model_is_named(option, message, command, tmp_path, 
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
-        experiment.run(command(tmp_path / "out", number_of_epochs=1, **option))
+        experiment.run(command(tmp_path / "out", number_of_epochs=1, **option), ASR)
 
 
 def test_a_tokenizer_of_another_size_is_refused(made, command, tmp_path):
     with pytest.raises(SystemExit, match="has 60 tokens.*--vocab_size is 30"):
-        experiment.run(command(tmp_path, tokenizer_folder=made / "tokenizer"))
+        experiment.run(command(tmp_path, tokenizer_folder=made / "tokenizer"), ASR)
 
 
 def test_text_that_is_none_is_named(tmp_path):

@@ -14,8 +14,9 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_summarymixing.corpora.manifest import listed, sensible
 from speechbrain_summarymixing.corpora.shards import read_shard
+from speechbrain_summarymixing.data import loading
+from speechbrain_summarymixing.data.tokens import spelled
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training import data
 
 if WDS_AVAILABLE:
     import webdataset
@@ -165,7 +166,7 @@ class ShardReader:
     rank, processes : int
         Of this process and of all.
     **reading
-        As for `data.waveform_of`.
+        As for `loading.waveform_of`.
     """
 
     def __init__(
@@ -237,11 +238,11 @@ class ShardReader:
         )
 
     def _item(self, utterance):
-        tokens, tokens_bos, tokens_eos = data.spelled(utterance.wrd, self.tokenizer)
+        tokens, tokens_bos, tokens_eos = spelled(utterance.wrd, self.tokenizer)
         return {
             "id": utterance.ID,
             "duration": utterance.duration,
-            "sig": data.waveform_of(
+            "sig": loading.waveform_of(
                 f"{self._order} {utterance.ID}",
                 utterance.audio,
                 name=str(utterance),
@@ -280,6 +281,6 @@ def train_loader_options(urls, *, steps, num_workers, processes=1):
             f"{max(1, num_workers)} workers: lower --num_workers, or write smaller shards "
             "(summarymixing shard --shard-seconds)"
         )
-    options = data.worker_options(num_workers)
+    options = loading.worker_options(num_workers)
     del options["collate_fn"]  # the dataset's items are batches
     return {**options, "looped_nominal_epoch": steps}

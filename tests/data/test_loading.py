@@ -5,16 +5,10 @@ import soundfile
 import torch
 
 from speechbrain_summarymixing.corpora.manifest import Utterance
+from speechbrain_summarymixing.data.augment import DrawnByUtterance
+from speechbrain_summarymixing.data.loading import make_dataset, train_loader_options
+from speechbrain_summarymixing.data.tokens import SPELLED, spelled, train_tokenizer, unspellable
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.augment import DrawnByUtterance
-from speechbrain_summarymixing.training.data import (
-    SPELLED,
-    make_dataset,
-    spelled,
-    train_loader_options,
-    train_tokenizer,
-    unspellable,
-)
 
 TEXTS = ["TURN ON THE LIGHT", "CALL MY SISTER", "SEVEN THIRTY", "DON'T STOP"] * 3
 

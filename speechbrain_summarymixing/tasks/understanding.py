@@ -7,10 +7,11 @@ from speechbrain.dataio.dataio import length_to_mask
 
 from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.corpora.semantics import parse, structure
+from speechbrain_summarymixing.data import sets
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.export import UNDERSTANDING, export
-from speechbrain_summarymixing.training import semantics_metrics, sets
-from speechbrain_summarymixing.training.asr import ASR
+from speechbrain_summarymixing.tasks import semantics_metrics
+from speechbrain_summarymixing.tasks.recognition import ASR
 
 
 class Understanding(ASR):
@@ -21,7 +22,7 @@ class Understanding(ASR):
     """
 
     metric = "TER"
-    validates_by_ctc = False
+    validates_by_ctc = reads_shards = False
     interface = UNDERSTANDING
 
     @classmethod
@@ -30,8 +31,6 @@ class Understanding(ASR):
 
         Arguments, and what is raised, are those of `SpeechTask.prepare`.
         """
-        if hparams["shards"] is not None:
-            raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         rows = [(name, row) for name, part in {**train, **others}.items() for row in part]
         names, bad = None, []
         for name, row in rows:

@@ -1,0 +1,1 @@
+"""What is learnt: the tasks that `training.experiment` trains, tests and exports."""
