@@ -1,9 +1,11 @@
 """Files that a kill leaves whole: the old content or the new."""
 
 import csv
+import fcntl
 import io
 import json
 import os
+import platform
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +90,42 @@ def new_folder(folder):
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def locked(path, refusal=None):
+    """Bars other processes from a lock file until the block ends, or this process does.
+
+    Arguments
+    ---------
+    path : str or Path
+        Its folder is made. The file stays, and holds the process's number.
+    refusal : callable or None
+        Given which process holds the lock, such as "process 12 on host", returns what to tell;
+        None waits for its end.
+
+    Yields
+    ------
+    int
+        The file's descriptor: a process that inherits it holds the lock too.
+
+    Raises
+    ------
+    UserError
+        Of the refusal.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal is not None else 0))
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise UserError(refusal(lock.read().strip() or "another process")) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        yield lock.fileno()
 
 
 def read_lines(path):

@@ -1,6 +1,5 @@
 """Systems x seeds x corpora, trained in one run that can be resumed, and compared."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from speechbrain_summarymixing.analysis.comparison_table import measures_of, wri
 from speechbrain_summarymixing.analysis.measuring import machine
 from speechbrain_summarymixing.analysis.provenance import checkout, versions
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import write_atomically
+from speechbrain_summarymixing.files import locked, write_atomically
 
 RUN_FILE = "run.json"  # in a run's folder: what it depends on, and whether it is finished
 
@@ -138,21 +137,18 @@ def _locked(folder):
     Runs inherit it: those that a killed compare left are done before another begins.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+        with locked(
+            folder / ".lock",
+            lambda who: (
+                f"--folder {folder}: {who}, a compare or a run that one has left, works in "
+                "it: wait until it has ended, or give another folder"
+            ),
+        ) as lock:
+            yield lock
     except OSError as error:
         raise UserError(
             f"--folder {folder}: cannot be used ({error.strerror}): give another"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"--folder {folder}: another compare, or a run that one has left, works in it: "
-                "wait until it has ended, or give another folder"
-            ) from error
-        yield lock.fileno()
 
 
 def _train(runs, folder, train, options, lock, jobs, keep_checkpoints, progress):

@@ -22,6 +22,7 @@ from speechbrain_summarymixing.corpora import librispeech
 from speechbrain_summarymixing.corpora.corpus import Corpus
 from speechbrain_summarymixing.corpora.mini_text import sentence, split_of
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import locked
 
 VERSION = 1  # of what the same seed makes
 SPLITS = ("train", "dev", "test")
@@ -217,6 +218,15 @@ def make_corpus(
         As in `build`.
     """
     folder = Path(folder)
+    if _is_whole(folder, stamp, settings):
+        return folder
+    with locked(folder.with_name(f".{folder.name}.lock")):  # another may be making it
+        return _make_corpus(
+            folder, settings, plan, write_texts, name, stamp, elsewhere, workers, progress
+        )
+
+
+def _make_corpus(folder, settings, plan, write_texts, name, stamp, elsewhere, workers, progress):
     if _is_whole(folder, stamp, settings):
         return folder
     if folder.exists() and not (folder / stamp).is_file() and any(folder.iterdir()):

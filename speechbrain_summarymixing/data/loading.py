@@ -109,7 +109,7 @@ def eval_loader_options(*, batch_size, num_workers):
 
 
 def worker_options(num_workers):
-    """Workers leave Ctrl-C to the main process, which saves before it stops."""
+    """Workers leave Ctrl-C and SIGTERM to the main process, which saves before it stops."""
     options = {"num_workers": num_workers, "collate_fn": PaddedBatch}
     if num_workers > 0:
         options["worker_init_fn"] = _ignore_interrupts
@@ -117,4 +117,5 @@ def worker_options(num_workers):
 
 
 def _ignore_interrupts(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SLURM sends the latter to all processes
+        signal.signal(number, signal.SIG_IGN)

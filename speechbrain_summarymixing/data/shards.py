@@ -1,5 +1,6 @@
 """Training on shards: tar files that are read from end to end, as `corpora.shards` writes them."""
 
+import itertools
 import json
 import math
 import random
@@ -22,6 +23,8 @@ if WDS_AVAILABLE:
     import webdataset
 
 logger = get_logger(__name__)
+
+BATCHES_WAITING = 40  # so many times batch_seconds are held in memory, as they are compressed
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ class ShardReader:
     max_batch_size : int
         Utterances in one batch, at most.
     num_buckets : int
-        So many full batches wait, among which those of like length are sought.
+        So many full batches wait, at most 40 in seconds, among which those of like length are
+        sought.
     seed : int
     check : callable or None
         Returns why a `corpora.shards.ShardUtterance` cannot be used, or None.
@@ -197,6 +201,7 @@ class ShardReader:
             "max_batch_size": max_batch_size,
         }
         self._waiting = max(1, num_buckets * max_batch_size)
+        self._waiting_seconds = min(num_buckets, BATCHES_WAITING) * batch_seconds
 
     def dataset(self, passes=-1):
         """Returns a webdataset.DataPipeline of so many passes, or of passes without end."""
@@ -229,10 +234,17 @@ class ShardReader:
             )
 
     def _batches(self, utterances):
+        # SpeechBrain bounds what waits by number alone: here are as many as are so long
+        utterances, first, seconds = iter(utterances), [], 0.0
+        while seconds < self._waiting_seconds and len(first) < self._waiting:
+            if (utterance := next(utterances, None)) is None:
+                break
+            first.append(utterance)
+            seconds += utterance.duration
         return dynamic_bucketed_batch(
-            utterances,
+            itertools.chain(first, utterances),
             len_fn=lambda utterance: utterance.duration,
-            buffersize=self._waiting,
+            buffersize=max(1, len(first)),
             collate_fn=lambda batch: PaddedBatch([self._item(utterance) for utterance in batch]),
             sampler_kwargs={**self._limits, "randint_generator": self._random.randint},
         )

@@ -73,6 +73,12 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fi
                 f"allow ({str(error).splitlines()[0].split(') ')[-1]}): change --vocab_size, or "
                 "take --token_type char"
             ) from error
+        size = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+        if size != vocab_size:  # an output without a token could be decoded
+            raise UserError(
+                f"vocab_size is {vocab_size}, but these {len(texts)} training transcripts have "
+                f"{size} tokens of type {token_type}: give --vocab_size {size}"
+            )
         write_atomically(path, model.getvalue())
 
     refusal = (

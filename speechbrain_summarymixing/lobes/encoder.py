@@ -189,7 +189,19 @@ class InjectedMixers:
             (B, T, D).
         weights : list
             Of None.
+
+        Raises
+        ------
+        ValueError
+            If the call before ended inside a chunk, which then was the end of the sequence.
         """
+        chunk = context.dynchunktrain_config.chunk_size
+        if context.frames % chunk:
+            raise ValueError(
+                f"the {context.frames} frames before end inside a chunk of {chunk}, which is the "
+                "end of a sequence: pass whole chunks until the last, and begin another sequence "
+                "with make_streaming_context"
+            )
         context.frames += src.size(1)
         return self._run(src, context.layers)[:2]
 

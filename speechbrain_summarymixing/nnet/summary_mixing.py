@@ -47,7 +47,7 @@ class SummaryMixing(nn.Module):
     activation : callable
         Returns the activation module.
     dropout : float
-        Probability of zeroing an input of c, in training.
+        Probability of zeroing, in training, an input of c, or without f an output.
     layer_norm : bool
         LayerNorm on f(x_t) and on s_bar before c.
     local_branch : bool
@@ -113,9 +113,9 @@ class SummaryMixing(nn.Module):
         self._is_gelu = type(self.activation) is nn.GELU
         width = self.summary_dims[-1]
         self.summary_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
         if local_branch:
             self.local_norm = nn.LayerNorm(self.local_dims[-1]) if layer_norm else nn.Identity()
-            self.dropout = nn.Dropout(dropout)
             self.combiner = nn.Linear(self.local_dims[-1] + width, self.d_out)
             nn.init.xavier_normal_(self.combiner.weight)
             nn.init.zeros_(self.combiner.bias)
@@ -258,7 +258,7 @@ class SummaryMixing(nn.Module):
             output = self._combine(local, summary, window)
         else:
             output = summary if window is None else to_frames(summary, window, frames)
-            output = output.expand(batch, frames, self.d_out)
+            output = self.dropout(output.expand(batch, frames, self.d_out))
         return (output if padding is None else output.masked_fill(padding, 0.0)), state
 
     def _products(self, x, layers):

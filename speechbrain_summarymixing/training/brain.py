@@ -27,9 +27,11 @@ from speechbrain_summarymixing.training.schedules import make_schedule
 
 logger = get_logger(__name__)
 
+STOPS = (signal.SIGINT, signal.SIGTERM)  # of a terminal; of SLURM, Kubernetes and torchrun
+
 
 class Interrupted(UserError):
-    """Training was stopped by Ctrl-C, after a checkpoint was written."""
+    """Training was stopped by Ctrl-C or SIGTERM, after a checkpoint was written."""
 
 
 @register_checkpoint_hooks
@@ -164,7 +166,7 @@ class ExperimentBrain(sb.Brain):
     # ---- one epoch
 
     def fit(self, epoch_counter, train_set, valid_set=None, **options):
-        """As SpeechBrain's; Ctrl-C saves a checkpoint and raises `Interrupted`."""
+        """As SpeechBrain's; Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`."""
         loading = options["train_loader_kwargs"]
         if self.shard_reader is not None:
             # of each process, while a sampler counts those of all
@@ -174,7 +176,7 @@ class ExperimentBrain(sb.Brain):
                 # SpeechBrain calls set_epoch only on what it wrapped itself
                 self.train_sampler = loading["batch_sampler"]
             self.steps_per_epoch = len(loading["batch_sampler"])
-        before = signal.signal(signal.SIGINT, self._request_stop)
+        before = {number: signal.signal(number, self._request_stop) for number in STOPS}
         try:
             super().fit(epoch_counter, train_set, valid_set, **options)
             if self._stop_requested:
@@ -182,7 +184,8 @@ class ExperimentBrain(sb.Brain):
                     "stopped after the last epoch, which is saved. The same command tests it"
                 )
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # a checkpoint amid an accumulation would lose its gradients
@@ -202,7 +205,8 @@ class ExperimentBrain(sb.Brain):
     def _request_stop(self, signum, frame):
         if self._stop_requested:
             raise KeyboardInterrupt
-        logger.info("Ctrl-C: saving after this batch; once more stops at once")
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        logger.info("%s: saving after this batch; once more stops at once", name)
         self._stop_requested = True
 
     def on_fit_start(self):

@@ -74,8 +74,7 @@ def route_overrides(path, overrides):
         If the file is missing, no file defines an option, or one is given twice, is no YAML or has
         a value that it cannot have.
     """
-    if isinstance(overrides, str):
-        overrides = _options(overrides)
+    overrides = options_given(overrides)
     tree = _read(Path(path))
     routed, unknown, unfit = {}, [], []
     for key, value in overrides.items():
@@ -109,7 +108,17 @@ def _rule(key, tag, value):
     return "0 or more" if key in FROM_ZERO and value < 0 else None
 
 
-def _options(text):
+def options_given(overrides):
+    """Returns options, which may be YAML text as in `route_overrides`, as a dict.
+
+    Raises
+    ------
+    UserError
+        If one is given twice, or the text is no YAML.
+    """
+    if not isinstance(overrides, str):
+        return overrides
+    text = overrides
     try:
         options = ruamel.yaml.YAML(typ="safe").load(text) or {}
     except ruamel.yaml.constructor.DuplicateKeyError as error:
@@ -146,8 +155,7 @@ def load_hyperparams(path, overrides=""):
     UserError
         If the file is missing, an option is unknown, or what the file makes cannot be built.
     """
-    if isinstance(overrides, str):
-        overrides = _options(overrides)
+    overrides = options_given(overrides)
     routed = route_overrides(path, overrides)
     with open(path, encoding="utf-8") as file:
         try:

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,21 @@ from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import shards, tokens
 from speechbrain_summarymixing.data.sets import has_begun, limits, manifests
 from speechbrain_summarymixing.errors import UserError, user_message
-from speechbrain_summarymixing.files import write_atomically, write_table
+from speechbrain_summarymixing.files import locked, write_atomically, write_table
 from speechbrain_summarymixing.processes import first_to_tell, join_processes, number_of_processes
 from speechbrain_summarymixing.training import curves
-from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
-from speechbrain_summarymixing.training.identity import FREE_SETTINGS, check_output_folder, settings
+from speechbrain_summarymixing.training.config import (
+    load_hyperparams,
+    options_given,
+    options_of,
+    route_overrides,
+)
+from speechbrain_summarymixing.training.identity import (
+    FREE_SETTINGS,
+    check_output_folder,
+    check_utterances,
+    settings,
+)
 
 logger = get_logger(__name__)
 
@@ -42,12 +52,14 @@ def run(argv, task):
 
     ``--test_only`` needs no training set: tokens or classes are those of the output folder.
     """
-    with errors_reported():
-        hparams, run_opts = start(argv)
+    with errors_reported(), ExitStack() as until_the_end:
+        hparams, run_opts = start(argv, until_the_end)
         if hparams["shards"] is not None and not task.reads_shards:
             raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         training = not run_opts["test_only"]
         train, valid, tests = manifests(hparams, training=training)
+        if training:
+            check_utterances(hparams["output_folder"], train, valid, begun=has_begun(hparams))
         targets = task.prepare(hparams, train, {**valid, **tests})
         brain = task(
             modules=hparams["modules"],
@@ -60,6 +72,8 @@ def run(argv, task):
         brain.train_loggers = train_loggers(hparams)
         if training:
             fit(brain, hparams, train, valid)
+        if brain.debug:  # SpeechBrain looks at so many batches of each set alone
+            tests = {name: rows[: brain.debug_batches] for name, rows in tests.items()}
         results = test(brain, hparams, tests)
         if if_main_process():
             brain.export(results)
@@ -103,13 +117,15 @@ def _exit(message):
     sys.exit(message if first_to_tell(message) else 1)
 
 
-def start(argv):
+def start(argv, until_the_end=None):
     """Reads the command line and makes the output folder.
 
     Arguments
     ---------
     argv : list of str
         As in `run`.
+    until_the_end : contextlib.ExitStack or None
+        Given, no other process can start in this output folder before it is closed.
 
     Returns
     -------
@@ -119,7 +135,7 @@ def start(argv):
     Raises
     ------
     UserError
-        If an option is unknown, or the output folder holds a run with other settings.
+        If an option is unknown, or the output folder holds a run with other settings or is in use.
     """
     path, run_opts, overrides = sb.parse_arguments(argv)
     routed = route_overrides(path, overrides)
@@ -128,6 +144,11 @@ def start(argv):
         run_opts = replace(run_opts, device=infer_device())
     join_processes(run_opts)
     hparams = load_hyperparams(path, overrides)
+    if run_opts["debug"]:
+        apart = f"{hparams['output_folder']}-debug"  # nothing of a real run is touched
+        overrides = {**options_given(overrides), "output_folder": apart}
+        routed, hparams = route_overrides(path, overrides), load_hyperparams(path, overrides)
+        logger.info("--debug: a few batches, whose folder is %s", hparams["output_folder"])
     if run_opts["ckpt_interval_steps"] > 0:
         hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of the two
     folder = Path(hparams["output_folder"])
@@ -135,10 +156,13 @@ def start(argv):
     chosen["grad_accumulation_factor"] = run_opts["grad_accumulation_factor"]
     if number_of_processes() > 1:
         chosen["processes"] = number_of_processes()
+    if until_the_end is not None and if_main_process():
+        _lock(folder, until_the_end)
     check_output_folder(
         folder,
         chosen,
         free=FREE_SETTINGS,
+        new_with_default=options_of(path) - options_given(overrides).keys(),
         begun=has_begun(hparams),
         overwrite_hint="delete it to start anew",
     )
@@ -147,6 +171,22 @@ def start(argv):
     # SpeechBrain's decoder passes a bool and a float mask
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     return hparams, run_opts
+
+
+def _lock(folder, until_the_end):
+    def refusal(who):
+        return (
+            f"{folder}: {who} works in this output folder: wait until it has ended, or take "
+            "another --output_folder"
+        )
+
+    try:
+        until_the_end.enter_context(locked(folder / ".lock", refusal))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be used as the output folder ({error.strerror}): take another "
+            "--output_folder"
+        ) from error
 
 
 def _check_run_options(run_opts):

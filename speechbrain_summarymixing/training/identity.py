@@ -1,17 +1,40 @@
 """One output folder holds one run: the same settings at every start."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_summarymixing.data.sets import names
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.lobes.mixers import mixer_name
 
 SETTINGS_FILE = "settings.json"
-# What may differ when a run goes on: how long it trains, how it decodes, how fast it reads.
+UTTERANCES_FILE = "utterances.json"
+# What may differ when a run goes on: how long it trains, how it decodes, how fast it reads, and
+# where its data lie and by which options they are found, since `check_utterances` compares them;
+# tokens and a trained encoder are in the run's folder once it has begun.
 FREE_SETTINGS = {
+    "output_folder",
+    "data_folder",
+    "manifest_folder",
+    "corpus",
+    "train_splits",
+    "valid_splits",
+    "train_csv",
+    "valid_csv",
+    "language",
+    "words",
+    "fold",
+    "mini_train_utterances",
+    "mini_test_large_utterances",
+    "tokenizer_folder",
+    "encoder_folder",
+    "lm_text",
+    "shard_epoch_steps",
     "number_of_epochs",
     "num_workers",
     "ckpt_interval_minutes",
@@ -34,7 +57,9 @@ FREE_SETTINGS = {
 }
 
 
-def check_output_folder(output_folder, settings, *, free=(), begun=True, overwrite_hint):
+def check_output_folder(
+    output_folder, settings, *, free=(), new_with_default=(), begun=True, overwrite_hint
+):
     """Makes sure that a folder is new or holds a run with the same settings, and stores them.
 
     Arguments
@@ -45,6 +70,8 @@ def check_output_folder(output_folder, settings, *, free=(), begun=True, overwri
         Plain values, as JSON has them; a path counts as its text.
     free : iterable of str
         Keys that may differ when a run is resumed; the latest values are stored.
+    new_with_default : iterable of str
+        Keys that nobody gave: a run from before there was such an option passes.
     begun : bool
         False: the folder's run has saved nothing yet, and other settings replace its own.
     overwrite_hint : str
@@ -63,9 +90,11 @@ def check_output_folder(output_folder, settings, *, free=(), begun=True, overwri
         file.parent.mkdir(parents=True, exist_ok=True)
         old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         if old is not None and begun:
+            if isinstance(old, dict):
+                old = {**{key: new[key] for key in new.keys() & set(new_with_default)}, **old}
             _compare(old, new, set(free), output_folder, overwrite_hint)
         if old != new and if_main_process():
-            _write(file, _text(new))
+            write_atomically(file, _text(new))
     except ValueError as error:
         raise UserError(
             f"{file}: these are not the settings of a run ({error}): take another "
@@ -113,13 +142,50 @@ def _plain(value):
     raise TypeError(f"a setting is {value!r}: settings must be plain values, as JSON has them")
 
 
-def _write(file, text):
-    new = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(new, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(new, file)
+def check_utterances(output_folder, train, valid, *, begun):
+    """Makes sure that a run that goes on has the utterances that it began with, and notes them.
+
+    Where the files lie does not matter, nor in what order they are listed.
+
+    Arguments
+    ---------
+    output_folder : str or Path
+    train, valid : dict
+        From a set's name to its list of utterances.
+    begun : bool
+        False: the folder's run has saved nothing yet.
+
+    Raises
+    ------
+    UserError
+        If an utterance's ID, transcript or duration is another, or one is missing or new.
+    """
+    file = Path(output_folder) / UTTERANCES_FILE
+    new = {"train": _digest(train), "valid": _digest(valid)}
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, of a run from before they were noted
+        old = new
+    for part, what in (("train", "--train_csv or training splits"), ("valid", "--valid_csv")):
+        if begun and old.get(part) != new[part]:
+            raise UserError(
+                f"{output_folder}: holds a run with other utterances to {part} on "
+                f"({_count(old, part)} there, {_count(new, part)} now, or with other IDs, "
+                f"transcripts or durations): give its {what} again, or take another "
+                "--output_folder"
+            )
+    if if_main_process():
+        write_atomically(file, json.dumps(new) + "\n")
+
+
+def _digest(sets):
+    rows = sorted((u.ID, u.wrd, f"{u.duration:.2f}") for rows in sets.values() for u in rows)
+    return {"utterances": len(rows), "sha256": hashlib.sha256(repr(rows).encode()).hexdigest()}
+
+
+def _count(utterances, part):
+    found = utterances.get(part)
+    return found.get("utterances", "unknown") if isinstance(found, dict) else "unknown"
 
 
 def settings(hparams):
@@ -128,6 +194,8 @@ def settings(hparams):
     if (mixer := hparams.get("token_mixer")) is not None:
         options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
         chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
+    if chosen.get("shards") is not None:  # wherever they lie
+        chosen["shards"] = [Path(name).name for name in names(chosen["shards"])]
     return {k: v for k, v in chosen.items() if _is_plain(v)}
 
 

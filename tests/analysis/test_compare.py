@@ -190,9 +190,10 @@ import sys
 import speechbrain.utils.logger
 
 speechbrain.utils.logger.get_environment_description = lambda: ""  # asks pip, for seconds
+from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training.experiment import run
 
-run(sys.argv[1:])
+run(sys.argv[1:], ASR)
 """
 
 

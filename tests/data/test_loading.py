@@ -26,6 +26,14 @@ def test_tokenizer_has_its_special_tokens_and_is_trained_once(tmp_path):
     assert train_tokenizer(TEXTS, path, vocab_size=35).vocab_size() == 35
 
 
+def test_fewer_characters_than_tokens_asked_for_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="have 7 tokens of type char: give --vocab_size 7"):
+        train_tokenizer(["ABC", "CAB A"], tmp_path / "t.model", vocab_size=30, token_type="char")
+    assert not list(tmp_path.iterdir())
+    tokenizer = train_tokenizer(["ABC", "CAB A"], tmp_path / "t", vocab_size=7, token_type="char")
+    assert tokenizer.get_piece_size() == 7
+
+
 @pytest.mark.parametrize("vocab_size", [5, 5000])
 def test_vocabulary_that_does_not_fit_the_text_is_an_error(tmp_path, vocab_size):
     with pytest.raises(UserError, match=f"vocab_size is {vocab_size}.*change --vocab_size"):

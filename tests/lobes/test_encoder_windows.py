@@ -200,6 +200,15 @@ def test_training_reaches_every_parameter_on_any_device(encoder, mixer, causal):
     assert encoded.device.type == "cuda"
 
 
+def test_a_stream_does_not_go_on_after_a_partial_chunk():
+    encoder = model(SUMMARIES["heads"], "branchformer").encoder
+    context = encoder.make_streaming_context(DynChunkTrainConfig(8, None))
+    encoder.forward_streaming(torch.rand(1, 16, 16), context)
+    encoder.forward_streaming(torch.rand(1, 5, 16), context)
+    with pytest.raises(ValueError, match="the 21 frames before end inside a chunk of 8"):
+        encoder.forward_streaming(torch.rand(1, 8, 16), context)
+
+
 @every_encoder
 @pytest.mark.parametrize("mixer", [*map(SUMMARIES.get, ("heads", "lite", "selective")), NoMixing])
 @pytest.mark.parametrize("causal", [True, False])

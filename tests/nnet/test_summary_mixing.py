@@ -127,6 +127,16 @@ def test_the_summary_before_its_norm_is_zero_without_a_valid_frame():
     assert not seen[0].any()
 
 
+def test_lite_drops_its_output_in_training_alone():
+    mixer = SummaryMixing(16, local_branch=False, layer_norm=False, dropout=0.5)
+    x = torch.rand(2, 500, 16)
+    dropped, whole = mixer(x)[0], mixer.eval()(x)[0]
+    kept = dropped != 0
+    assert 0.45 < kept.double().mean() < 0.55
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+    assert (whole != 0).all()
+
+
 @pytest.mark.parametrize("form", ["standard", "four heads", "lite", "fast"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_bfloat16_autocast_is_near_float32_over_2000_frames(form, masked):

@@ -76,7 +76,7 @@ DRIVER = textwrap.dedent(
     if options.get("plain"):
         experiment.test = recognition.ASR.export = lambda *_: None
     try:
-        experiment.run(command)
+        experiment.run(command, recognition.ASR)
     finally:
         with open(f"{notes}-{rank}.written", "w") as file:
             json.dump(written, file)

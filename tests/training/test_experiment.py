@@ -10,6 +10,7 @@ import pytest
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
+from speechbrain_summarymixing.files import locked
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.tasks import recognition
 from speechbrain_summarymixing.tasks.recognition import ASR
@@ -168,12 +169,13 @@ def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
     assert all(p.isfinite().all() for p in seen["brain"].hparams.model.parameters())
 
 
-def test_ctrl_c_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch, trained):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch, trained, number):
     original = recognition.ASR.fit_batch
 
     def interrupted(self, batch):
         if self.optimizer_step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return original(self, batch)
 
     monkeypatch.setattr(recognition.ASR, "fit_batch", interrupted)
@@ -200,10 +202,62 @@ def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
 
 
 def test_speechbrain_run_options(train):
-    folder = train(precision="bf16", grad_accumulation_factor=2, debug=True)
-    assert (folder / "pretrained").is_dir()
+    train(precision="bf16", grad_accumulation_factor=2, number_of_epochs=1)
     with pytest.raises(SystemExit, match="--precision is fp16, which .* --precision bf16"):
         train(precision="fp16")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_debug_writes_beside_a_finished_run_and_not_into_it(command, trained, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(trained, folder)
+    before = contents(folder)
+    experiment.run(command(folder, number_of_epochs=1, debug=True), ASR)
+    assert contents(folder) == before
+    assert (tmp_path / "out-debug/pretrained/model.ckpt").is_file()
+    measured = json.loads((tmp_path / "out-debug/results.json").read_text())
+    assert measured["test"]["test"]["utterances"] == 2
+
+
+def test_the_same_command_again_measures_the_same(command, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    before = json.loads((trained / "results.json").read_text())
+    experiment.run(command(tmp_path / "out"), ASR)
+    assert json.loads((tmp_path / "out/results.json").read_text()) == before
+    assert curves.read(tmp_path / "out") == curves.read(trained)
+
+
+def test_a_run_goes_on_where_its_folders_have_moved(command, trained, noises, tmp_path):
+    shutil.copytree(trained, tmp_path / "moved")
+    shutil.copytree(noises, tmp_path / "data")
+    for file in (tmp_path / "data").glob("*.csv"):
+        file.write_text(file.read_text().replace(str(noises), str(tmp_path / "data")))
+    csvs = {f"{part}_csv": tmp_path / f"data/{part}.csv" for part in ("train", "valid", "test")}
+    moved = command(tmp_path / "moved", **csvs, manifest_folder=tmp_path / "m", language="nl")
+    experiment.run(moved, ASR)
+    assert len(curves.read(tmp_path / "moved")) == 2  # nothing was trained again
+
+
+def test_another_training_set_is_refused_but_another_test_set_is_not(
+    command, trained, changed_csv, tmp_path
+):
+    shutil.copytree(trained, tmp_path / "out")
+    shorter = changed_csv(tmp_path / "shorter.csv", lambda rows: rows.pop())
+    with pytest.raises(SystemExit, match="other utterances to train on .24 there, 23 now"):
+        experiment.run(command(tmp_path / "out", train_csv=shorter), ASR)
+    experiment.run([*command(tmp_path / "out", test_csv=shorter), "--test_only"], ASR)
+    assert "shorter" in json.loads((tmp_path / "out/results.json").read_text())["test"]
+
+
+def test_an_output_folder_in_use_is_refused(command, tmp_path):
+    with locked(tmp_path / "out/.lock"), pytest.raises(SystemExit) as error:
+        experiment.run(command(tmp_path / "out"), ASR)
+    assert f"process {os.getpid()} on" in str(error.value)
+    assert "another --output_folder" in str(error.value)
+    assert not (tmp_path / "out/settings.json").exists()
 
 
 def test_activation_checkpointing_changes_no_result(train, trained):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.identity import check_output_folder
+from speechbrain_summarymixing.training.identity import check_output_folder, check_utterances
 
 SETTINGS = {"lr": 0.001, "dims": (4, 4), "data": Path("corpus"), "epochs": 3, "nan": float("nan")}
 
@@ -53,6 +54,44 @@ def test_a_run_that_has_saved_nothing_takes_other_settings(tmp_path):
     check(tmp_path, {**SETTINGS, "lr": 0.1}, begun=False)
     with pytest.raises(UserError, match="lr: 0.1 there, 0.001 now"):
         check(tmp_path, SETTINGS)
+
+
+def test_a_run_from_before_an_option_with_a_default_goes_on(tmp_path):
+    check(tmp_path, SETTINGS)
+    new = {**SETTINGS, "gain": 0.2}
+    with pytest.raises(UserError, match="gain: not set there, 0.2 now"):
+        check(tmp_path, new)
+    check(tmp_path, new, new_with_default={"gain", "lr"})
+    with pytest.raises(UserError, match="lr: 0.001 there, 0.1 now"):
+        check(tmp_path, {**new, "lr": 0.1}, new_with_default={"gain", "lr"})
+
+
+def utterances(*words, duration=1.0, wav="a.wav"):
+    return [Utterance(f"u{i}", duration, wav, "s", wrd) for i, wrd in enumerate(words)]
+
+
+def test_the_same_utterances_pass_wherever_they_lie(tmp_path):
+    valid = {"valid": utterances("NO")}
+    check_utterances(tmp_path, {"a": utterances("YES", "OFF")}, valid, begun=False)
+    moved = utterances("YES", "OFF", wav="/elsewhere/a.wav")
+    check_utterances(tmp_path, {"b": moved[1:], "c": moved[:1]}, valid, begun=True)
+
+
+@pytest.mark.parametrize(
+    "train, valid, what",
+    [
+        (utterances("YES"), utterances("NO"), "to train on .2 there, 1 now"),
+        (utterances("YES", "ON"), utterances("NO"), "to train on .2 there, 2 now"),
+        (utterances("YES", "OFF", duration=2.0), utterances("NO"), "to train on"),
+        (utterances("YES", "OFF"), utterances("NO", "NO"), "to valid on .1 there, 2 now"),
+    ],
+)
+def test_other_utterances_are_refused_once_weights_depend_on_them(tmp_path, train, valid, what):
+    given = {"train": utterances("YES", "OFF")}, {"valid": utterances("NO")}
+    check_utterances(tmp_path, *given, begun=False)
+    with pytest.raises(UserError, match=what):
+        check_utterances(tmp_path, {"train": train}, {"valid": valid}, begun=True)
+    check_utterances(tmp_path, *given, begun=True)  # the refused ones were not noted
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"lr"'])

@@ -58,7 +58,7 @@ DRIVER = textwrap.dedent(
             return save(*arguments, **options)
 
         recognition.ASR.fit_batch, recognition.ASR.features, torch.save = logged, noted, deadly
-        experiment.run(command)
+        experiment.run(command, recognition.ASR)
 
     for kill in [*kills, None]:
         child = os.fork()
