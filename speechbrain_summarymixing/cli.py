@@ -1,15 +1,20 @@
 """The command ``summarymixing``."""
 
 import argparse
+import errno
 import json
 import logging
+import os
 import shlex
+import signal
 import sys
 from dataclasses import asdict
 from itertools import product
 
 from speechbrain_summarymixing import __version__
 from speechbrain_summarymixing.errors import UserError
+
+ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 
 
 def main(argv=None):
@@ -36,13 +41,27 @@ def main(argv=None):
     _add_compare(commands)
     arguments = parser.parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # "| head -1" has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left to write the output ({error.strerror})", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _add_answering(commands, name, help_line, answer):
@@ -94,7 +113,8 @@ def _print(result, arguments):
         print(json.dumps(content, ensure_ascii=False), flush=True)
     elif result.error is None:
         many = len(arguments.files) > 1
-        print(f"{result.file}\t{result.line()}" if many else result.line(), flush=True)
+        name = result.file.translate(ESCAPED)  # a line for each file, whatever it is called
+        print(f"{name}\t{result.line()}" if many else result.line(), flush=True)
 
 
 def _add_shard(commands):

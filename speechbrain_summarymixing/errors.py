@@ -1,5 +1,7 @@
 """The one exception that a user's input or settings can cause."""
 
+import re
+
 
 class UserError(Exception):
     """Input or settings that cannot be used; the message tells the value, the rule and what to do.
@@ -11,3 +13,8 @@ class UserError(Exception):
 def user_message(error):
     """The text of a `UserError`, freed of the traceback that a loader's worker wraps it in."""
     return str(error).rpartition(f"{UserError.__name__}: ")[2].strip()
+
+
+def lacks_memory(error):
+    """Whether a RuntimeError of torch says that memory is out: the CPU's allocator has no kind."""
+    return bool(re.search("out of memory|can't allocate memory", str(error)))

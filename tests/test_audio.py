@@ -1,8 +1,11 @@
 import logging
+import os
 
 import numpy
 import pytest
 import soundfile
+import torch
+import torchaudio
 
 from speechbrain_summarymixing import audio
 from speechbrain_summarymixing.audio import AudioInfo, audio_info, read_audio
@@ -76,6 +79,15 @@ def bad_file(folder, kind):
     elif kind == "cut short":
         path = write(folder / "x.flac", sine(16000, 2.0))
         path.write_bytes(path.read_bytes()[:9000])
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "slow":
+        write(path, sine(16000, 1.0))
+        content = bytearray(path.read_bytes())
+        content[24:28] = (1).to_bytes(4, "little")  # a header that lies about its rate
+        path.write_bytes(content)
+    elif kind == "long name":
+        path = folder / ("a" * 300 + ".wav")
     elif kind == "nan":
         write(path, numpy.array([0.0, numpy.nan]), subtype="FLOAT")
     return path
@@ -91,6 +103,9 @@ def bad_file(folder, kind):
         ("empty", "holds no sample"),
         ("cut short", "cut short|cannot be decoded"),
         ("nan", "NaN or infinite"),
+        ("pipe", "is a pipe or device"),
+        ("slow", "its header says 1 Hz, but speech has 4000 Hz or more"),
+        ("long name", "cannot be read .File name too long"),
     ],
 )
 def test_bad_files_are_named(tmp_path, kind, message):
@@ -98,6 +113,35 @@ def test_bad_files_are_named(tmp_path, kind, message):
     with pytest.raises(UserError, match=message) as error:
         read_audio(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [15999, 44101, 22050, 8000, 2_000_000_000])
+def test_any_rate_is_resampled_in_little_memory(tmp_path, rate):
+    path = write(tmp_path / "a.wav", sine(16000, 1.0))
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    waveform = read_audio(path)
+    assert waveform.numel() == pytest.approx(16000 * 16000 / rate, rel=1e-3, abs=1)
+    kernel = getattr(audio._resampler(rate, 16000), "kernel", torch.empty(0))
+    assert kernel.numel() < 5e6  # 2.8 GB for 44101 Hz as it is
+
+
+def test_a_usual_rate_is_resampled_as_torchaudio_does(tmp_path):
+    noise = numpy.random.default_rng(0).normal(0, 0.1, 44100)
+    path = write(tmp_path / "a.wav", noise, 44100)
+    read, _ = soundfile.read(path, dtype="float32")
+    expected = torchaudio.functional.resample(torch.from_numpy(read).double(), 44100, 16000)
+    torch.testing.assert_close(
+        read_audio(path), expected.float(), atol=3e-5, rtol=0
+    )  # a step of 16 bits
+
+
+def test_a_name_that_is_no_utf8_is_read(tmp_path):
+    source = write(tmp_path / "a.wav", sine(16000, 1.0))
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe4.wav")
+    os.rename(source, path)
+    assert read_audio(path).numel() == 16000
 
 
 def test_a_flac_is_looked_at_to_its_end_and_must_tell_its_length(tmp_path):

@@ -140,8 +140,8 @@ def _locked(folder):
         with locked(
             folder / ".lock",
             lambda who: (
-                f"--folder {folder}: {who}, a compare or a run that one has left, works in "
-                "it: wait until it has ended, or give another folder"
+                f"--folder {folder}: {who} works in it, another compare or a run that one has "
+                "left: wait until it has ended, or give another folder"
             ),
         ) as lock:
             yield lock

@@ -10,7 +10,7 @@ from speechbrain.utils.data_utils import batch_pad_right
 
 from speechbrain_summarymixing.audio import audio_info, read_audio
 from speechbrain_summarymixing.corpora.semantics import parse
-from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 
@@ -238,13 +238,33 @@ def _answer_batch(model, files, answer):
             waveforms[file] = read_audio(file, rate)
         except UserError as error:
             errors[file] = str(error)
-    answers = {}
-    if waveforms:
-        whole = model.hparams.compute_features.samples
-        padded = batch_pad_right([pad_to_multiple(w, whole) for w in waveforms.values()])
-        answers = dict(zip(waveforms, answer(*padded)))
+    answers = _answers(model, waveforms, answer, errors)
     for file in files:
         if file in errors:
             yield {"file": file, "error": errors[file]}
         else:
             yield {"file": file, "seconds": waveforms[file].numel() / rate, **answers[file]}
+
+
+def _answers(model, waveforms, answer, errors):
+    """The answer to each of some waveforms; ``errors`` gets what is too much for the memory."""
+    if not waveforms:
+        return {}
+    whole = model.hparams.compute_features.samples
+    try:
+        padded = batch_pad_right([pad_to_multiple(w, whole) for w in waveforms.values()])
+        return dict(zip(waveforms, answer(*padded)))
+    except (MemoryError, RuntimeError) as error:  # the CPU's allocator has no kind of its own
+        if not (isinstance(error, MemoryError) or lacks_memory(error)):
+            raise
+    if len(waveforms) == 1:
+        (file, waveform), rate = *waveforms.items(), model.hparams.sample_rate
+        errors[file] = (
+            f"{file}: no memory for its {waveform.numel() / rate:.1f} s at once: cut it, or take "
+            "a machine with more"
+        )
+        return {}
+    answers = {}
+    for file, waveform in waveforms.items():
+        answers |= _answers(model, {file: waveform}, answer, errors)
+    return answers

@@ -51,13 +51,43 @@ class JointScorer(ScorerBuilder):
         self.full_scorers["transformerlm"] = TransformerLMScorer(language_model, temperature)
 
 
-class SteppingBeamSearcher(S2STransformerBeamSearcher):
+class BoundedByOwnLength:
+    """Lets SpeechBrain's beam search find of an utterance in a batch what it finds of it alone.
+
+    SpeechBrain bounds the tokens of all by the longest of a batch, so that short speech beside it
+    may say more. Stands before SpeechBrain's searcher among the base classes.
+    """
+
+    def change_max_decoding_length(self, min_decode_steps, max_decode_steps):
+        """Lets the shortest speech have a token; SpeechBrain's search fails without a step."""
+        return min_decode_steps, max(1, max_decode_steps)
+
+    def init_beam_search_data(self, enc_states, wav_len):
+        """As SpeechBrain's; notes how many tokens each utterance may have."""
+        frames = (wav_len * enc_states.size(1)).round()
+        most = (frames * self.max_decode_ratio).long().clamp(min=1)  # (B,)
+        self._most_tokens = most.repeat_interleave(self.beam_size)
+        return super().init_beam_search_data(enc_states, wav_len)
+
+    def search_step(self, *arguments):
+        """As SpeechBrain's; ends the hypotheses of an utterance that has all its tokens."""
+        found = super().search_step(*arguments)
+        alived_hyps, finished, scores, step = found[0], found[3], found[-1], arguments[-1]
+        ended = self._most_tokens == step + 1  # (N,)
+        if step + 1 < self.max_decode_steps and ended.any():
+            ends = torch.where(ended, self.eos_index, self.eos_index + 1)
+            self._update_hyps_and_scores_if_eos_token(ends, alived_hyps, finished, scores)
+            alived_hyps.sequence_scores.masked_fill_(ended, float("-inf"))
+        return found
+
+
+class SteppingBeamSearcher(BoundedByOwnLength, S2STransformerBeamSearcher):
     """SpeechBrain's beam search over a Transformer, whose memory is the decoder's state.
 
     If the model's decoder is a `SummaryDecoder`, a step decodes the newest tokens alone, with the
     states of their hypotheses, and gives attention's weights (N, T) of them, as SpeechBrain's
     recurrent decoders do. With any other decoder each step decodes the whole prefix, as
-    SpeechBrain's searcher.
+    SpeechBrain's searcher. What is said of an utterance does not depend on the others of a batch.
 
     Arguments are those of SpeechBrain's searcher.
 
@@ -80,10 +110,6 @@ class SteppingBeamSearcher(S2STransformerBeamSearcher):
     >>> len(hypotheses), scores.shape
     (2, torch.Size([2]))
     """
-
-    def change_max_decoding_length(self, min_decode_steps, max_decode_steps):
-        """Lets the shortest speech have a token; SpeechBrain's search fails without a step."""
-        return min_decode_steps, max(1, max_decode_steps)
 
     def forward_step(self, inp_tokens, memory, enc_states, enc_lens):
         """Scores the tokens that may follow.

@@ -1,6 +1,5 @@
 """What the training of every task shares: schedule, checkpoints, curves, stop and resume."""
 
-import re
 import signal
 import time
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.positions import SinePositions
 from speechbrain_summarymixing.processes import number_of_processes, on_any
 from speechbrain_summarymixing.training import curves
@@ -132,8 +131,8 @@ class ExperimentBrain(sb.Brain):
     def _memory_told(self, batch, option):
         try:
             yield
-        except RuntimeError as error:  # the CPU's allocator has no kind of its own
-            if not re.search("out of memory|can't allocate memory", str(error)):
+        except RuntimeError as error:
+            if not lacks_memory(error):
                 raise
             longest = ""
             if hasattr(batch, "duration"):

@@ -58,9 +58,9 @@ def run(argv, task):
             raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         training = not run_opts["test_only"]
         train, valid, tests = manifests(hparams, training=training)
+        targets = task.prepare(hparams, train, {**valid, **tests})
         if training:
             check_utterances(hparams["output_folder"], train, valid, begun=has_begun(hparams))
-        targets = task.prepare(hparams, train, {**valid, **tests})
         brain = task(
             modules=hparams["modules"],
             opt_class=hparams["optimizer"],

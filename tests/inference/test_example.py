@@ -1,6 +1,10 @@
 """The trained model in examples/ on speech that it has not heard, and the command that uses it."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +111,78 @@ def test_a_bad_file_gets_its_error_and_the_others_their_text(capsys, tmp_path):
     assert out.splitlines() == [f"{FILES[0]}\t{SAID['bus']}", f"{FILES[1]}\t{SAID['code']}"]
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "bad.wav" in errors[0] and "none.wav" in errors[1]
+
+
+def test_names_that_are_no_utf8_or_hold_tabs_and_newlines_get_a_line_each(capsys, tmp_path):
+    wav = Path(FILES[0])
+    strange = [os.fsdecode(os.fsencode(tmp_path) + b"/\xff.flac"), str(tmp_path / "a\tb\nc.flac")]
+    for name in strange:
+        shutil.copy(wav, name)
+    command = [sys.executable, "-m", "speechbrain_summarymixing.cli", "transcribe", "--no-progress"]
+    for options in ([], ["--json"]):
+        run = subprocess.run(
+            [*command, *options, EXAMPLE, *strange], capture_output=True, check=True
+        )
+        lines = run.stdout.decode().splitlines()
+        assert len(lines) == 2
+        if options:
+            assert [json.loads(line)["file"] for line in lines] == strange
+            assert all(json.loads(line)["text"] == SAID["bus"] for line in lines)
+        else:
+            assert [line.split("\t") for line in lines] == [
+                [f"{tmp_path}/\\udcff.flac", SAID["bus"]],
+                [f"{tmp_path}/a\\tb\\nc.flac", SAID["bus"]],
+            ]
+
+
+@pytest.mark.parametrize("where", ["| head -1", "> /dev/full"])
+def test_a_reader_that_leaves_and_a_full_disk_are_no_traceback(where):
+    command = f"{sys.executable} -m speechbrain_summarymixing.cli transcribe --no-progress"
+    files = " ".join(FILES * 2)
+    run = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} --batch-seconds 3 {EXAMPLE} {files} {where}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" not in run.stderr and "Exception" not in run.stderr
+    if "full" in where:
+        assert run.returncode == 1 and "no space left to write the output" in run.stderr
+    else:
+        assert SAID["bus"] in run.stdout and len(run.stdout.splitlines()) == 1
+
+
+def test_what_is_too_much_for_the_memory_is_one_files_error(model, monkeypatch):
+    original = model.transcribe_batch
+
+    def small_memory(wavs, lengths):
+        if wavs.numel() > 3 * 16000:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            )
+        return original(wavs, lengths)
+
+    monkeypatch.setattr(model, "transcribe_batch", small_memory)
+    seconds = [soundfile.info(file).duration for file in FILES]
+    assert min(seconds) < 3 < max(seconds)
+    for answer, long, said in zip(
+        transcribe(model, FILES), (s > 3 for s in seconds), SAID.values()
+    ):
+        if long:
+            assert "no memory for its" in answer.error and answer.text is None
+        else:
+            assert answer.error is None and answer.text == said
+
+
+def test_a_clip_of_50_ms_says_the_same_alone_and_beside_others(model, tmp_path):
+    clips = []
+    for index, file in enumerate(FILES * 3):
+        samples, rate = soundfile.read(file, dtype="float32")
+        start = 4000 + 2500 * index
+        clips.append(str(tmp_path / f"{index}.wav"))
+        soundfile.write(clips[-1], samples[start : start + rate // 20], rate)
+    alone = [t.text for t in transcribe(model, clips, batch_files=1)]
+    for index, clip in enumerate(clips):
+        beside = [t.text for t in transcribe(model, [clip, *FILES])]
+        assert beside == [alone[index], *SAID.values()]
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.1, 10.0])

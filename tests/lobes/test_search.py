@@ -7,13 +7,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
-from speechbrain_summarymixing.lobes.search import SteppingBeamSearcher
+from speechbrain_summarymixing.lobes.search import BoundedByOwnLength, SteppingBeamSearcher
 from speechbrain_summarymixing.lobes.summary_decoder import CrossAttention, DecoderState
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D, VOCABULARY = 16, 30
 BOS, EOS = 1, 2
 LENGTHS = torch.tensor([1.0, 0.4, 0.75])
+
+
+class WholePrefixes(BoundedByOwnLength, S2STransformerBeamSearcher):
+    pass
 
 
 def model(seed=0, summary_decoder=True):
@@ -68,7 +72,7 @@ def assert_same(found, expected, **tolerances):
 def test_steps_find_what_whole_prefixes_find(kind, beam, seed):
     parts = model(seed)
     found = search(SteppingBeamSearcher, parts, beam, kind)
-    expected = search(S2STransformerBeamSearcher, parts, beam, kind)
+    expected = search(WholePrefixes, parts, beam, kind)
     assert_same(found, expected, atol=1e-4, rtol=1e-4)
     assert len({tuple(row) for row in found[0][:, 0].tolist()}) == len(LENGTHS)
 
@@ -87,7 +91,7 @@ def test_steps_find_what_whole_prefixes_find(kind, beam, seed):
 def test_options_of_the_search_keep_their_meaning(options):
     parts = model()
     found = search(SteppingBeamSearcher, parts, 4, "ctc0.4", **options)
-    expected = search(S2STransformerBeamSearcher, parts, 4, "ctc0.4", **options)
+    expected = search(WholePrefixes, parts, 4, "ctc0.4", **options)
     if options.get("return_topk") is False:
         assert found[0] == expected[0]
         torch.testing.assert_close(found[2], expected[2], atol=1e-4, rtol=1e-4)
@@ -95,20 +99,23 @@ def test_options_of_the_search_keep_their_meaning(options):
         assert_same(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_utterance_is_found_alone_as_in_a_batch():
-    parts = model()
-    net, seq_lin, _ = parts
-    find = SteppingBeamSearcher(
-        modules=[net, seq_lin], bos_index=BOS, eos_index=EOS, beam_size=4, min_decode_ratio=0.0,
-        max_decode_ratio=1.0, using_eos_threshold=False,
-    )  # fmt: skip
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 0.25])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_utterance_is_found_in_a_batch_as_speechbrain_finds_it_alone(seed, ratio):
+    net, seq_lin, _ = model(seed)
+    options = {
+        "modules": [net, seq_lin], "bos_index": BOS, "eos_index": EOS, "beam_size": 4,
+        "min_decode_ratio": 0.0, "max_decode_ratio": ratio, "using_eos_threshold": False,
+    }  # fmt: skip
+    find, theirs = SteppingBeamSearcher(**options), S2STransformerBeamSearcher(**options)
     torch.manual_seed(1)
     speech, frames = torch.randn(3, 24, 12), [24, 10, 18]
     with torch.no_grad():
-        find.change_max_decoding_length = lambda least, most: (least, 24)
-        tokens, _, scores, _ = find(net.encode(speech, LENGTHS), torch.tensor(frames) / 24)
+        lengths = torch.tensor(frames) / 24
+        tokens, _, scores, _ = find(net.encode(speech, lengths), lengths)
         for row, frame in enumerate(frames):
-            alone = find(net.encode(speech[row : row + 1, :frame], torch.ones(1)), torch.ones(1))
+            encoded = net.encode(speech[row : row + 1, :frame], torch.ones(1))
+            alone = theirs(encoded, torch.ones(1))
             assert alone[0][0] == tokens[row]
             torch.testing.assert_close(alone[2][0], scores[row], atol=1e-4, rtol=1e-4)
 
@@ -117,7 +124,7 @@ def test_an_utterance_is_found_alone_as_in_a_batch():
 def test_with_an_attention_decoder_it_is_speechbrains_searcher(kind):
     parts = model(summary_decoder=False)
     found = search(SteppingBeamSearcher, parts, 4, kind)
-    assert_same(found, search(S2STransformerBeamSearcher, parts, 4, kind), atol=0.0, rtol=0.0)
+    assert_same(found, search(WholePrefixes, parts, 4, kind), atol=0.0, rtol=0.0)
 
 
 def test_each_step_reads_one_token_and_the_memory_is_projected_once(monkeypatch):

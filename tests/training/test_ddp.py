@@ -39,8 +39,8 @@ DRIVER = textwrap.dedent(
     positions.SinePositions.__init__.__defaults__ = (4,)  # so that tables grow
     start, fit, fit_batch = experiment.start, experiment.fit, recognition.ASR.fit_batch
 
-    def plain_start(argv):
-        hparams, run_opts = start(argv)
+    def plain_start(*arguments):
+        hparams, run_opts = start(*arguments)
         if options.get("plain"):
             normalize, bands = hparams["normalize"], hparams["n_mels"]
             normalize.update_until_epoch = 0
