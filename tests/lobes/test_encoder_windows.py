@@ -257,7 +257,7 @@ def test_what_cannot_go_on_says_so(encoder):
 
 @every_encoder
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("name", ["summary", "selective"])
+@pytest.mark.parametrize("name", ["summary", pytest.param("selective", marks=pytest.mark.slow)])
 def test_it_compiles_to_one_graph_for_all_lengths(encoder, causal, name):
     torch._dynamo.reset()
     config = None if causal else DynChunkTrainConfig(4, 2)

@@ -101,7 +101,7 @@ def attempts(command, folder, kills, **options):
     return [steps for steps, _ in runs], [status for _, status in runs]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_anywhere_the_run_equals_the_uninterrupted_one(command, tmp_path, accumulation):
     options = {"grad_accumulation_factor": accumulation}
     (tmp_path / "whole").mkdir()
