@@ -40,6 +40,28 @@ def join_processes(run_opts):
         ) from error
 
 
+def check_device(device):
+    """Makes sure that a device, such as "cuda:1", is one and is there.
+
+    Raises
+    ------
+    UserError
+        If it is not.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(
+            f"--device is {device}, which torch does not know: give cpu, cuda or cuda:1, or leave "
+            "it out, which takes a GPU where there is one"
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device is {device}, but torch finds no GPU: leave it out, which takes a GPU where "
+            "there is one, or install a torch and a driver for it"
+        )
+
+
 def number_of_processes():
     """Returns how many processes train together."""
     return torch.distributed.get_world_size() if is_distributed_initialized() else 1

@@ -13,6 +13,7 @@ from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+from speechbrain_summarymixing.processes import check_device
 
 OPTION = "MODEL"
 
@@ -97,7 +98,7 @@ def load_model(source, device=None, *, command="transcribe"):
     Raises
     ------
     UserError
-        If it is not a model, or one for another command.
+        If it is not a model, or one for another command, or there is no such device.
     """
     text = find_file(source, "hyperparams.yaml", option=OPTION).read_text(encoding="utf-8")
     kind = next(name for name, (sign, _, _) in KINDS.items() if sign in text)
@@ -108,6 +109,8 @@ def load_model(source, device=None, *, command="transcribe"):
         raise UserError(
             f"{OPTION} is {source}, which is not made to {command}: summarymixing {kind} uses it"
         )
+    if device is not None:
+        check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return interface.from_hparams(source=str(source), run_opts={"device": device})
 

@@ -1,5 +1,6 @@
 """The life of an experiment, step by step; `run` is the whole of it."""
 
+import argparse
 import errno
 import json
 import logging
@@ -20,7 +21,12 @@ from speechbrain_summarymixing.data import shards, tokens
 from speechbrain_summarymixing.data.sets import has_begun, limits, manifests
 from speechbrain_summarymixing.errors import UserError, user_message
 from speechbrain_summarymixing.files import locked, write_atomically, write_table
-from speechbrain_summarymixing.processes import first_to_tell, join_processes, number_of_processes
+from speechbrain_summarymixing.processes import (
+    check_device,
+    first_to_tell,
+    join_processes,
+    number_of_processes,
+)
 from speechbrain_summarymixing.training import curves
 from speechbrain_summarymixing.training.config import (
     load_hyperparams,
@@ -137,7 +143,9 @@ def start(argv, until_the_end=None):
     UserError
         If an option is unknown, or the output folder holds a run with other settings or is in use.
     """
+    minutes, argv = _taken_out(argv, "--ckpt_interval_minutes")
     path, run_opts, overrides = sb.parse_arguments(argv)
+    overrides = {**options_given(overrides), **minutes}
     routed = route_overrides(path, overrides)
     _check_run_options(run_opts)
     if run_opts["device"] == "cuda":  # of several processes each would take the first GPU
@@ -173,6 +181,14 @@ def start(argv, until_the_end=None):
     return hparams, run_opts
 
 
+def _taken_out(argv, option):
+    """An option as a dict, of which SpeechBrain would take whole numbers alone, and other ones."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument(option, default=argparse.SUPPRESS)
+    given, others = parser.parse_known_args(argv)
+    return options_given("".join(f"{k}: {v}" for k, v in vars(given).items())), others
+
+
 def _lock(folder, until_the_end):
     def refusal(who):
         return (
@@ -191,11 +207,7 @@ def _lock(folder, until_the_end):
 
 def _check_run_options(run_opts):
     device = run_opts["device"] or infer_device()
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"--device is {device}, but torch finds no GPU: leave it out, which takes a GPU where "
-            "there is one, or install a torch and a driver for it"
-        )
+    check_device(device)
     for option in ("precision", "eval_precision"):
         if run_opts[option] == "fp16" and device == "cpu":
             raise UserError(

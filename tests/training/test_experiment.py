@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -205,6 +207,26 @@ def test_speechbrain_run_options(train):
     train(precision="bf16", grad_accumulation_factor=2, number_of_epochs=1)
     with pytest.raises(SystemExit, match="--precision is fp16, which .* --precision bf16"):
         train(precision="fp16")
+
+
+def test_minutes_between_checkpoints_need_not_be_whole(train, monkeypatch):
+    saved, save = [], recognition.ASR._save_intra_epoch_ckpt
+    monkeypatch.setattr(
+        recognition.ASR, "_save_intra_epoch_ckpt", lambda brain: (saved.append(1), save(brain))
+    )
+    train(number_of_epochs=1, ckpt_interval_minutes=0.00001)
+    assert saved
+
+
+def test_a_device_that_is_none_is_named(command, tmp_path):
+    with pytest.raises(SystemExit, match="--device is gpu, which torch does not know: give cpu"):
+        experiment.run([*command(tmp_path / "out"), "--device=gpu"], ASR)
+
+
+def test_a_start_says_nothing_of_torchvision():
+    code = "import speechbrain_summarymixing.training.experiment"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout + run.stderr == ""
 
 
 def contents(folder):
