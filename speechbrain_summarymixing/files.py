@@ -1,7 +1,6 @@
 """Files that a kill leaves whole: the old content or the new."""
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -114,6 +113,8 @@ def locked(path, refusal=None):
     UserError
         Of the refusal.
     """
+    import fcntl  # which Windows lacks: all else works there
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as lock:
