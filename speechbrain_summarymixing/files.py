@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from speechbrain_summarymixing.errors import UserError
@@ -98,7 +98,7 @@ def locked(path, refusal=None):
     Arguments
     ---------
     path : str or Path
-        Its folder is made. The file stays, and holds the process's number.
+        Its folder is made. It holds the process's number, and goes when the block ends.
     refusal : callable or None
         Given which process holds the lock, such as "process 12 on host", returns what to tell;
         None waits for its end.
@@ -117,16 +117,30 @@ def locked(path, refusal=None):
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as lock:
+    with ExitStack() as opened:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal is not None else 0))
+            while True:
+                lock = opened.enter_context(open(path, "a+", encoding="utf-8"))
+                fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal is not None else 0))
+                if _is_open(lock, path):
+                    break  # else the one who had it has deleted the file
         except BlockingIOError as error:
             lock.seek(0)
             raise UserError(refusal(lock.read().strip() or "another process")) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()
-        yield lock.fileno()
+        try:
+            yield lock.fileno()
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_open(file, path):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def read_lines(path):

@@ -195,7 +195,7 @@ class InjectedMixers:
         ValueError
             If the call before ended inside a chunk, which then was the end of the sequence.
         """
-        chunk = context.dynchunktrain_config.chunk_size
+        chunk = context.layers[0][0].window.chunk_frames if context.layers else 1
         if context.frames % chunk:
             raise ValueError(
                 f"the {context.frames} frames before end inside a chunk of {chunk}, which is the "
