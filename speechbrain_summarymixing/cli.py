@@ -5,13 +5,12 @@ import errno
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 from dataclasses import asdict
-from itertools import product
 
 from speechbrain_summarymixing import __version__
+from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare
 from speechbrain_summarymixing.errors import UserError
 
 ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
@@ -37,8 +36,8 @@ def main(argv=None):
     )
     _add_shard(commands)
     _add_join(commands)
-    _add_benchmark(commands)
-    _add_compare(commands)
+    add_benchmark(commands)
+    add_compare(commands)
     arguments = parser.parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
@@ -198,217 +197,6 @@ def _join(arguments):
     )
     print(path)
     return 0
-
-
-def _add_benchmark(commands):
-    parser = commands.add_parser("benchmark", help="measure time and memory on this machine")
-    subjects = parser.add_subparsers(dest="subject", required=True)
-    _add_benchmark_systems(subjects)
-    _add_benchmark_decoding(subjects)
-    cell = subjects.add_parser(
-        "cell",
-        help="the cell beside its bare matrix products",
-        description="Times the cell and what it is over alternately; prints CSV. The plain cell is "
-        "over its matrix products, a cell with a window or decay is over the plain cell.",
-    )
-    cell.add_argument(
-        "--form",
-        nargs="+",
-        choices=["plain", "causal", "causal-limited", "chunks", "decay", "selective"],
-        default=["plain"],
-        help="causal-limited sees 100 frames to the left, chunks of 16 see 4 chunks to the left",
-    )
-    cell.add_argument("--nhead", type=int, nargs="+", default=[1, 4])
-    cell.add_argument("--frames", type=int, nargs="+", default=[250, 500, 1000, 2000, 5000])
-    cell.add_argument("--d-model", type=int, default=512)
-    cell.add_argument("--train", action="store_true", help="a training step; 3 x the products")
-    cell.add_argument("--compile", action="store_true", help="the cell through torch.compile")
-    cell.add_argument("--device", default="cpu")
-    cell.add_argument("--repetitions", type=int, default=30)
-    cell.set_defaults(run=_benchmark_cell)
-
-
-def _benchmark_cell(arguments):
-    from speechbrain_summarymixing.analysis.cell_cost import COLUMNS, cell_cost
-    from speechbrain_summarymixing.analysis.measuring import machine
-
-    print(f"# {machine(arguments.device)}")
-    print(",".join(COLUMNS))
-    for form, nhead, frames in product(arguments.form, arguments.nhead, arguments.frames):
-        row = cell_cost(
-            form=form,
-            nhead=nhead,
-            frames=frames,
-            d_model=arguments.d_model,
-            train=arguments.train,
-            compiled=arguments.compile,
-            device=arguments.device,
-            repetitions=arguments.repetitions,
-        )
-        values = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
-        print(",".join(values), flush=True)
-    return 0
-
-
-def _add_system_files(parser):
-    parser.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="options over those of every file that has them",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-
-
-def _add_benchmark_systems(subjects):
-    systems = subjects.add_parser(
-        "systems",
-        help="whole encoders side by side, time and memory against audio length",
-        description="Times the encoders of hyperparameter files in turn and measures their peak "
-        "memory, each point in a fresh process; prints CSV. On the CPU memory is what a run adds "
-        "to the weights, on CUDA it is all that torch allocated. A point that does not fit in "
-        "memory or in the budget is told, never estimated.",
-    )
-    _add_system_files(systems)
-    systems.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 60, 150, 300, 600])
-    kinds = ["inference", "training"]
-    systems.add_argument("--what", nargs="+", choices=kinds, default=kinds)
-    systems.add_argument("--batch", type=int, default=1, help="utterances of that length at once")
-    systems.add_argument("--repetitions", type=int, default=5, help="timed runs after a warm-up")
-    systems.add_argument(
-        "--budget",
-        type=float,
-        default=120.0,
-        help="seconds; where one run takes longer, longer lengths are not run (default: 120)",
-    )
-    systems.add_argument("--csv", metavar="FILE", help="write the table here too")
-    systems.add_argument("--plot", metavar="FILE.png", help="draw time and memory over length")
-    systems.set_defaults(run=_benchmark_systems)
-
-
-def _benchmark_systems(arguments):
-    from speechbrain_summarymixing.analysis.system_table import benchmark_systems
-
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    benchmark_systems(
-        arguments.systems,
-        settings=arguments.set,
-        seconds=arguments.seconds,
-        what=arguments.what,
-        batch=arguments.batch,
-        repetitions=arguments.repetitions,
-        budget=arguments.budget,
-        device=arguments.device,
-        csv_file=arguments.csv,
-        plot_file=arguments.plot,
-    )
-    return 0
-
-
-def _add_benchmark_decoding(subjects):
-    decoding = subjects.add_parser(
-        "decoding",
-        help="one step of the beam search against the length of the prefix",
-        description="Times the decoder's step of hyperparameter files in turn, without scorers; "
-        "prints CSV. The column frames tells how many frames of each hypothesis the decoder reads.",
-    )
-    _add_system_files(decoding)
-    decoding.add_argument(
-        "--steps", type=int, nargs="+", default=[10, 50, 100, 200, 400], help="tokens of the prefix"
-    )
-    decoding.add_argument("--seconds", type=float, default=10.0, help="of audio (default: 10)")
-    decoding.add_argument("--beam", type=int, default=10)
-    decoding.add_argument("--repetitions", type=int, default=5, help="timed steps after a warm-up")
-    decoding.set_defaults(run=_benchmark_decoding)
-
-
-def _benchmark_decoding(arguments):
-    from speechbrain_summarymixing.analysis.decoding_cost import benchmark_decoding
-
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    benchmark_decoding(
-        arguments.systems,
-        settings=arguments.set,
-        steps=arguments.steps,
-        seconds=arguments.seconds,
-        beam=arguments.beam,
-        repetitions=arguments.repetitions,
-        device=arguments.device,
-    )
-    return 0
-
-
-def _add_compare(commands):
-    compare = commands.add_parser(
-        "compare",
-        help="train systems with several seeds and compare their errors",
-        description="Trains each system on each corpus with each seed and prints how the error "
-        "rates of the systems differ from the baseline's, with 95%% intervals over seeds and "
-        "utterances. The same command goes on where it was stopped, and trains again what failed.",
-    )
-    compare.add_argument(
-        "systems",
-        nargs="+",
-        metavar="SYSTEM",
-        help="FILE.yaml, NAME=FILE.yaml or NAME=FILE.yaml:key=value,key=value",
-    )
-    compare.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
-    compare.add_argument(
-        "--corpora",
-        nargs="+",
-        default=["mini"],
-        metavar="CORPUS",
-        help="mini, or NAME:key=value,…, as in an4:data_folder=DIR,number_of_epochs=60",
-    )
-    compare.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="options of every system whose file has them; a corpus's, then a system's, go before",
-    )
-    compare.add_argument("--baseline", metavar="NAME", help="a system (default: the last)")
-    compare.add_argument(
-        "--match-parameters",
-        action="store_true",
-        help="give each encoder as many parameters as the baseline's, by the width that its file's "
-        "size_option names",
-    )
-    compare.add_argument("--folder", default="results/compare", help="default: results/compare")
-    compare.add_argument("--train", metavar="TRAIN.py", help="a recipe's, for another task")
-    compare.add_argument("--device", help="cpu, cuda (default: a GPU where there is one)")
-    compare.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs side by side, of one thread each"
-    )
-    compare.add_argument(
-        "--keep-checkpoints", action="store_true", help="of finished runs too, to train on"
-    )
-    compare.add_argument("--no-progress", action="store_true", help="no progress bar")
-    compare.set_defaults(run=_compare)
-
-
-def _compare(arguments):
-    from speechbrain_summarymixing.analysis.compare import compare
-
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    failed = compare(
-        arguments.systems,
-        arguments.folder,
-        seeds=arguments.seeds,
-        corpora=arguments.corpora,
-        settings=arguments.set,
-        baseline=arguments.baseline,
-        match_parameters=arguments.match_parameters,
-        train=arguments.train,
-        device=arguments.device,
-        jobs=arguments.jobs,
-        keep_checkpoints=arguments.keep_checkpoints,
-        progress=not arguments.no_progress,
-        command=shlex.join(["summarymixing", *arguments.argv]),
-    )
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

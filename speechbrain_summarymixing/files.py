@@ -1,8 +1,10 @@
 """Files that a kill leaves whole: the old content or the new."""
 
 import csv
+import errno
 import io
 import json
+import logging
 import os
 import platform
 import shutil
@@ -10,6 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from speechbrain_summarymixing.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some disks of clusters
 
 
 def write_atomically(path, content):
@@ -127,6 +133,10 @@ def locked(path, refusal=None):
         except BlockingIOError as error:
             lock.seek(0)
             raise UserError(refusal(lock.read().strip() or "another process")) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s: this disk has no locks: start nothing else there", path.parent)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()

@@ -1,4 +1,4 @@
-"""Training on several processes: what one of them does, or finds out, for all.
+"""Devices, and training on several processes: what one does, or finds out, for all.
 
 ``torchrun`` starts the processes; each takes other batches, and gradients are averaged.
 """

@@ -1,5 +1,8 @@
 """Locks that processes wait for, or are refused by."""
 
+import errno
+import fcntl
+import os
 import threading
 import time
 
@@ -27,6 +30,16 @@ def test_those_who_wait_take_turns_and_leave_nothing(tmp_path):
         thread.join()
     assert number.read_text() == "120"
     assert [path.name for path in tmp_path.iterdir()] == ["number.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog, number):
+    def unsupported(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with locked(tmp_path / ".lock", lambda who: "busy"):
+        assert "this disk has no locks" in caplog.text
 
 
 def test_a_second_one_is_refused_and_told_who_is_first(tmp_path):

@@ -53,7 +53,7 @@ class DiagnosticAttention(SelectiveSummaryMixing):
     torch.Size([2, 50, 16])
     """
 
-    supports_window = False
+    supports_window = supports_streaming = False
 
     def __init__(
         self,
@@ -129,10 +129,6 @@ class DiagnosticAttention(SelectiveSummaryMixing):
         mixed = self.dropout(weights).to(values.dtype) @ values
         output = self.output(mixed.transpose(1, 2).flatten(2))
         return output.masked_fill(padding.unsqueeze(-1), 0.0), None
-
-    def forward_streaming(self, query, window, state=None, key_padding_mask=None):
-        """Raises ValueError: it sees the whole utterance."""
-        raise ValueError("DiagnosticAttention sees whole utterances, so it cannot stream")
 
     def _weight(self):
         """The transforms (3 D, D), through which queries and keys learn nothing if frozen."""

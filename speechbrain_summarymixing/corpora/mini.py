@@ -221,14 +221,12 @@ def make_corpus(
     if _is_whole(folder, stamp, settings):
         return folder
     with locked(folder.with_name(f".{folder.name}.lock")):  # another may be making it
-        return _make_corpus(
-            folder, settings, plan, write_texts, name, stamp, elsewhere, workers, progress
-        )
+        if not _is_whole(folder, stamp, settings):
+            _make(folder, settings, plan, write_texts, name, stamp, elsewhere, workers, progress)
+    return folder
 
 
-def _make_corpus(folder, settings, plan, write_texts, name, stamp, elsewhere, workers, progress):
-    if _is_whole(folder, stamp, settings):
-        return folder
+def _make(folder, settings, plan, write_texts, name, stamp, elsewhere, workers, progress):
     if folder.exists() and not (folder / stamp).is_file() and any(folder.iterdir()):
         raise UserError(
             f"{folder} holds files that are not {name}, and nothing is overwritten: {elsewhere}"
@@ -259,7 +257,6 @@ def _make_corpus(folder, settings, plan, write_texts, name, stamp, elsewhere, wo
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(new, folder)
-    return folder
 
 
 def prepare(data_folder, save_folder, *, splits=SPLITS, workers=None, progress=True, **options):

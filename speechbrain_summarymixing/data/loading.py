@@ -1,6 +1,8 @@
 """From utterances to batches: datasets and loaders."""
 
+import os
 import signal
+import threading
 from functools import partial
 
 from speechbrain.dataio.batch import PaddedBatch
@@ -112,10 +114,18 @@ def worker_options(num_workers):
     """Workers leave Ctrl-C and SIGTERM to the main process, which saves before it stops."""
     options = {"num_workers": num_workers, "collate_fn": PaddedBatch}
     if num_workers > 0:
-        options["worker_init_fn"] = _ignore_interrupts
+        options["worker_init_fn"] = _leave_signals_to_the_main_process
     return options
 
 
-def _ignore_interrupts(_):
-    for number in (signal.SIGINT, signal.SIGTERM):  # SLURM sends the latter to all processes
-        signal.signal(number, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
+
+
+def _end_when_the_main_process_says_so():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass  # of SLURM, which sends it to all processes
+    os._exit(0)

@@ -15,7 +15,8 @@ import torch
 from speechbrain.dataio.dataio import length_to_mask
 from torch.utils.data import Dataset, Sampler
 
-from speechbrain_summarymixing.data import loading, sets
+from speechbrain_summarymixing.data import loading
+from speechbrain_summarymixing.data.sets import has_begun, names, spelling
 from speechbrain_summarymixing.data.tokens import digest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import atomically, made_once, write_atomically
@@ -51,24 +52,25 @@ class LanguageModel(ExperimentBrain):
     @classmethod
     def prepare(cls, hparams, train, others):
         """Returns the tokenizer; see `sets.spelling`."""
-        return sets.spelling(hparams, train, others, open_audio=False)
+        return spelling(hparams, train, others, open_audio=False)
 
     def train_loading(self, train):
         """Returns the sentences to learn, of the training sets and ``lm_text``, and options."""
         hparams = self.hparams
         path = Path(hparams.output_folder) / "train.txt"
-        if not (sets.has_begun(vars(hparams)) and path.is_file()):
+        if not (has_begun(vars(hparams)) and path.is_file()):
             words = [utterance.wrd for rows in train.values() for utterance in rows]
-            on_main(write_sentences, path, words, sets.names(hparams.lm_text))
+            on_main(write_sentences, path, words, names(hparams.lm_text))
         dataset = self._sentences(path)
         logger.info("language model: %d sentences to train on", len(dataset))
         batches = LengthBuckets(dataset.lengths(), hparams.batch_sentences, seed=hparams.seed)
         return dataset, {"batch_sampler": batches, **loading.worker_options(hparams.num_workers)}
 
-    def eval_loading(self, part, chosen):
+    def eval_loading(self, part, sets):
         """Returns the sentences of some sets and options of a loader."""
-        path = Path(self.hparams.output_folder) / f"{'-'.join(chosen)}.txt"
-        rows = [utterance for rows in chosen.values() for utterance in rows]
+        name = "valid" if part == "valid" else f"test_{'-'.join(sets)}"
+        path = Path(self.hparams.output_folder) / f"{name}.txt"
+        rows = [utterance for rows in sets.values() for utterance in rows]
         on_main(write_sentences, path, [row.wrd for row in rows], [])
         options = loading.eval_loader_options(
             batch_size=self.hparams.batch_sentences, num_workers=self.hparams.num_workers

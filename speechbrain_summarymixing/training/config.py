@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ruamel.yaml
 import yaml
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from speechbrain_summarymixing.errors import UserError
 
@@ -167,6 +167,22 @@ def load_hyperparams(path, overrides=""):
                 f"({type(error).__name__}: {': '.join(map(str, error.args))}): change these"
             ) from error
     return _flat(hparams, _read(Path(path)))
+
+
+def output_folder_of(path, overrides):
+    """Returns the output folder of a system's YAML file with options; nothing is built.
+
+    Arguments
+    ---------
+    path : str or Path
+        The system's YAML file.
+    overrides : str or dict
+        As in `route_overrides`.
+    """
+    with open(path, encoding="utf-8") as file:
+        resolved = resolve_references(file, route_overrides(path, overrides))
+    (folder,) = (v.value for k, v in yaml.compose(resolved).value if k.value == "output_folder")
+    return folder
 
 
 def options_of(path):

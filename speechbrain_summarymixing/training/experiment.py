@@ -32,6 +32,7 @@ from speechbrain_summarymixing.training.config import (
     load_hyperparams,
     options_given,
     options_of,
+    output_folder_of,
     route_overrides,
 )
 from speechbrain_summarymixing.training.identity import (
@@ -146,17 +147,14 @@ def start(argv, until_the_end=None):
     minutes, argv = _taken_out(argv, "--ckpt_interval_minutes")
     path, run_opts, overrides = sb.parse_arguments(argv)
     overrides = {**options_given(overrides), **minutes}
+    if run_opts["debug"]:  # nothing of a real run is touched
+        overrides["output_folder"] = f"{output_folder_of(path, overrides)}-debug"
     routed = route_overrides(path, overrides)
     _check_run_options(run_opts)
     if run_opts["device"] == "cuda":  # of several processes each would take the first GPU
         run_opts = replace(run_opts, device=infer_device())
     join_processes(run_opts)
     hparams = load_hyperparams(path, overrides)
-    if run_opts["debug"]:
-        apart = f"{hparams['output_folder']}-debug"  # nothing of a real run is touched
-        overrides = {**options_given(overrides), "output_folder": apart}
-        routed, hparams = route_overrides(path, overrides), load_hyperparams(path, overrides)
-        logger.info("--debug: a few batches, whose folder is %s", hparams["output_folder"])
     if run_opts["ckpt_interval_steps"] > 0:
         hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of the two
     folder = Path(hparams["output_folder"])
@@ -170,7 +168,7 @@ def start(argv, until_the_end=None):
         folder,
         chosen,
         free=FREE_SETTINGS,
-        new_with_default=options_of(path) - options_given(overrides).keys(),
+        new_with_default=options_of(path) - overrides.keys(),
         begun=has_begun(hparams),
         overwrite_hint="delete it to start anew",
     )

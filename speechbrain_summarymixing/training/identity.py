@@ -15,8 +15,7 @@ from speechbrain_summarymixing.lobes.mixers import mixer_name
 SETTINGS_FILE = "settings.json"
 UTTERANCES_FILE = "utterances.json"
 # What may differ when a run goes on: how long it trains, how it decodes, how fast it reads, and
-# where its data lie and by which options they are found, since `check_utterances` compares them;
-# tokens and a trained encoder are in the run's folder once it has begun.
+# where its data lie and by which options they are found, since `check_utterances` compares them.
 FREE_SETTINGS = {
     "output_folder",
     "data_folder",
@@ -31,10 +30,6 @@ FREE_SETTINGS = {
     "fold",
     "mini_train_utterances",
     "mini_test_large_utterances",
-    "tokenizer_folder",
-    "encoder_folder",
-    "lm_text",
-    "shard_epoch_steps",
     "number_of_epochs",
     "num_workers",
     "ckpt_interval_minutes",
@@ -113,7 +108,7 @@ def _compare(old, new, free, output_folder, overwrite_hint):
     differing = [
         f"  {key}: {_shown(old, key)} there, {_shown(new, key)} now"
         for key in sorted((old.keys() | new.keys()) - free)
-        if key not in old or key not in new or not _equal(old[key], new[key])
+        if key not in old or key not in new or not _equal(key, old[key], new[key])
     ]
     if differing:
         raise UserError(
@@ -123,7 +118,9 @@ def _compare(old, new, free, output_folder, overwrite_hint):
         )
 
 
-def _equal(a, b):
+def _equal(key, a, b):
+    if key == "shards":  # wherever they lie
+        a, b = ([Path(name).name for name in names(value)] for value in (a, b))
     return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # NaN
 
 
@@ -158,21 +155,29 @@ def check_utterances(output_folder, train, valid, *, begun):
     Raises
     ------
     UserError
-        If an utterance's ID, transcript or duration is another, or one is missing or new.
+        If an utterance's ID, transcript or duration is another, or one is missing or new, or what
+        was noted cannot be read.
     """
     file = Path(output_folder) / UTTERANCES_FILE
     new = {"train": _digest(train), "valid": _digest(valid)}
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, of a run from before they were noted
-        old = new
-    for part, what in (("train", "--train_csv or training splits"), ("valid", "--valid_csv")):
-        if begun and old.get(part) != new[part]:
+        old = {part: (old[part]["utterances"], old[part]["sha256"]) for part in new}
+    except FileNotFoundError:  # a run from before they were noted
+        begun = False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if begun:
             raise UserError(
-                f"{output_folder}: holds a run with other utterances to {part} on "
-                f"({_count(old, part)} there, {_count(new, part)} now, or with other IDs, "
-                f"transcripts or durations): give its {what} again, or take another "
-                "--output_folder"
+                f"{file}: does not tell a run's utterances ({error!r}): take another "
+                "--output_folder, or delete this file, if they are the same"
+            ) from error
+    for part, what in (("train", "train"), ("valid", "validate")):
+        count, _ = now = tuple(new[part].values())
+        if begun and old[part] != now:
+            raise UserError(
+                f"{output_folder}: holds a run with other utterances to {what} on ({old[part][0]} "
+                f"there, {count} now, or with other IDs, transcripts or durations): give its own "
+                f"--{part}_csv, splits or options of the corpus, or take another --output_folder"
             )
     if if_main_process():
         write_atomically(file, json.dumps(new) + "\n")
@@ -183,19 +188,12 @@ def _digest(sets):
     return {"utterances": len(rows), "sha256": hashlib.sha256(repr(rows).encode()).hexdigest()}
 
 
-def _count(utterances, part):
-    found = utterances.get(part)
-    return found.get("utterances", "unknown") if isinstance(found, dict) else "unknown"
-
-
 def settings(hparams):
     """The plain values among hyperparameters, and the mixer, by which two runs are compared."""
     chosen = {k: v for k, v in hparams.items() if isinstance(v, (str, int, float, list, tuple))}
     if (mixer := hparams.get("token_mixer")) is not None:
         options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
         chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
-    if chosen.get("shards") is not None:  # wherever they lie
-        chosen["shards"] = [Path(name).name for name in names(chosen["shards"])]
     return {k: v for k, v in chosen.items() if _is_plain(v)}
 
 

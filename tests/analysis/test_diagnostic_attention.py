@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch import nn
 
 from speechbrain_summarymixing.analysis.diagnostic_attention import (
     DiagnosticAttention,
     HalfOfLayers,
 )
+from speechbrain_summarymixing.lobes.branchformer import MixerBranchformerEncoder
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
-from speechbrain_summarymixing.nnet.summaries import Window
 from speechbrain_summarymixing.training.config import load_hyperparams
 
 ROOT = Path(__file__).parents[2]
@@ -120,8 +121,9 @@ def test_what_cannot_be_is_refused(options, reason):
 def test_masks_and_streams_are_refused(x):
     with pytest.raises(ValueError, match="whole utterances"):
         make()(x, attn_mask=torch.zeros(T, T, dtype=torch.bool))
-    with pytest.raises(ValueError, match="whole utterances"):
-        make().forward_streaming(x, Window(4))
+    encoder = MixerBranchformerEncoder(1, D, make, csgu_linear_units=8)
+    with pytest.raises(ValueError, match="DiagnosticAttention, which does not declare"):
+        encoder.make_streaming_context(DynChunkTrainConfig(4))
 
 
 @pytest.mark.parametrize("half, mixers", [("all", 6), ("lower", 3)])

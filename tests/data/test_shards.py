@@ -185,6 +185,23 @@ def test_a_run_trains_tests_and_exports(train, num_workers):
     assert "shard-{000000..000005}" in (out / "pretrained" / "README.md").read_text()
 
 
+def test_what_waits_for_its_batch_is_bounded_by_seconds(reader, monkeypatch):
+    read, seconds = shards.read_shard, []
+
+    def counted(url, **options):
+        for utterance in read(url, **options):
+            seconds.append(utterance.duration)
+            yield utterance
+
+    monkeypatch.setattr(shards, "read_shard", counted)
+    large = {"max_batch_size": 1000, "num_buckets": 1000}
+    next(iter(reader(batch_seconds=0.1, **large).dataset(1)))
+    assert 4.0 <= sum(seconds) < 4.0 + 2 * 1.5  # 40 batches, and an utterance or two
+    seconds.clear()
+    next(iter(reader(batch_seconds=1.0, **large).dataset(1)))
+    assert len(seconds) == 24  # all of them
+
+
 def test_two_processes_take_equal_steps(command, pattern, noises, tmp_path):
     options = {"shards": pattern, "train_csv": "null", "distributed_backend": "gloo"}
     root = Path(__file__).parents[2]

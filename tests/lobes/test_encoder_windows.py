@@ -207,6 +207,11 @@ def test_a_stream_does_not_go_on_after_a_partial_chunk():
     encoder.forward_streaming(torch.rand(1, 5, 16), context)
     with pytest.raises(ValueError, match="the 21 frames before end inside a chunk of 8"):
         encoder.forward_streaming(torch.rand(1, 8, 16), context)
+    net = model(SUMMARIES["heads"], "conformer")
+    context = net.make_streaming_context(DynChunkTrainConfig(8, None))
+    net.encode_streaming(torch.rand(1, 5, 12), context)
+    with pytest.raises(ValueError, match="the 5 frames before end inside a chunk of 8"):
+        net.encode_streaming(torch.rand(1, 8, 12), context)
 
 
 @every_encoder

@@ -125,6 +125,10 @@ def test_with_an_attention_decoder_it_is_speechbrains_searcher(kind):
     parts = model(summary_decoder=False)
     found = search(SteppingBeamSearcher, parts, 4, kind)
     assert_same(found, search(WholePrefixes, parts, 4, kind), atol=0.0, rtol=0.0)
+    alike = {"lengths": torch.ones(3)}
+    found = search(SteppingBeamSearcher, parts, 4, kind, **alike)
+    theirs = search(S2STransformerBeamSearcher, parts, 4, kind, **alike)
+    assert_same(found, theirs, atol=0.0, rtol=0.0)
 
 
 def test_each_step_reads_one_token_and_the_memory_is_projected_once(monkeypatch):

@@ -78,7 +78,7 @@ def test_the_language_model_counts_every_sentence_and_loads_as_it_was_tested(mad
         model_file=str(made / "lm/pretrained/tokenizer.ckpt")
     )
     nats, tokens = 0.0, 0
-    for line in (made / "lm/dev-clean.txt").read_text().splitlines():
+    for line in (made / "lm/test_dev-clean.txt").read_text().splitlines():
         ids = tokenizer.encode(line)
         scores = model(torch.tensor([[1, *ids]])).detach().log_softmax(-1)[0]
         nats -= float(scores[torch.arange(len(ids) + 1), torch.tensor([*ids, 2])].sum())
@@ -148,6 +148,20 @@ def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
     (tmp_path / "more.txt").unlink()  # a run that has begun keeps what it learns from
     experiment.run(command, language_model.LanguageModel)
     assert (tmp_path / "lm/train.txt").read_text() == learnt
+
+
+def test_debug_measures_two_sentences_in_a_folder_of_its_own(made, corpus, pytestconfig, tmp_path):
+    shutil.copytree(made / "lm", tmp_path / "lm")
+    files = [path for path in (tmp_path / "lm").rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in files]
+    yaml = f"{LIBRISPEECH}/LM/hparams/transformer.yaml"
+    options = {**corpus, **SMALL_LM, "output_folder": tmp_path / "lm"}
+    options |= {"tokenizer_folder": made / "tokenizer"}
+    command = arguments(pytestconfig.rootpath, yaml, options)
+    experiment.run([*command, "--debug"], language_model.LanguageModel)
+    assert [path.read_bytes() for path in files] == before
+    results = json.loads((tmp_path / "lm-debug/results.json").read_text())
+    assert results["test"]["dev-clean"]["sentences"] == 2
 
 
 def test_batches_hold_each_sentence_once_and_those_of_like_length(tmp_path):

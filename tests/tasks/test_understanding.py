@@ -157,6 +157,13 @@ def test_other_labels_than_in_training_are_no_meaning(names, understood, monkeyp
     assert all("has the labels [" in m.error for m in meanings if m.error)
 
 
+def test_debug_understands_two_utterances_in_a_folder_of_its_own(train, tmp_path):
+    train(tmp_path / "out", debug=True)
+    results = json.loads((tmp_path / "out-debug/results.json").read_text())
+    assert results["test"]["test"]["utterances"] == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_testing_again_needs_no_training_set(by_heart, train):
     files = [by_heart / name for name in ("results.json", "predictions_test.jsonl")]
     files.append(by_heart / "pretrained/hyperparams.yaml")

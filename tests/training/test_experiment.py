@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
+import time
 
 import pytest
 import torch
@@ -189,6 +191,41 @@ def test_a_signal_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch,
     assert steps == [row["steps"] for row in curves.read(trained)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_main_one(command, tmp_path, number):
+    """As SLURM and a terminal send it; a worker that outlived it would keep the run from ending."""
+    code = textwrap.dedent("""
+        import pathlib, sys, time
+        from speechbrain_summarymixing.tasks.recognition import ASR
+        from speechbrain_summarymixing.training import experiment
+
+        fit_batch = ASR.fit_batch
+        def waiting(self, batch):
+            if self.optimizer_step == 1:
+                pathlib.Path(sys.argv[1]).touch()
+                while not self._stop_requested:
+                    time.sleep(0.01)
+            return fit_batch(self, batch)
+        ASR.fit_batch = waiting
+        experiment.run(sys.argv[2:], ASR)
+    """)
+    there = tmp_path / "there"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, there, *command(tmp_path / "out", num_workers=2)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not there.exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "Traceback" not in told
+    assert "stopped in epoch 1 after optimiser step 2, saved in" in told
+    assert list((tmp_path / "out/save").glob("CKPT*"))
+
+
 def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
     original = recognition.export
 
@@ -204,7 +241,8 @@ def test_a_full_disk_is_named_and_loses_no_checkpoint(train, monkeypatch):
 
 
 def test_speechbrain_run_options(train):
-    train(precision="bf16", grad_accumulation_factor=2, number_of_epochs=1)
+    folder = train(precision="bf16", grad_accumulation_factor=2, number_of_epochs=1)
+    assert (folder / "pretrained").is_dir()
     with pytest.raises(SystemExit, match="--precision is fp16, which .* --precision bf16"):
         train(precision="fp16")
 

@@ -83,7 +83,7 @@ def test_the_same_utterances_pass_wherever_they_lie(tmp_path):
         (utterances("YES"), utterances("NO"), "to train on .2 there, 1 now"),
         (utterances("YES", "ON"), utterances("NO"), "to train on .2 there, 2 now"),
         (utterances("YES", "OFF", duration=2.0), utterances("NO"), "to train on"),
-        (utterances("YES", "OFF"), utterances("NO", "NO"), "to valid on .1 there, 2 now"),
+        (utterances("YES", "OFF"), utterances("NO", "NO"), "to validate on .1 there, 2 now"),
     ],
 )
 def test_other_utterances_are_refused_once_weights_depend_on_them(tmp_path, train, valid, what):
@@ -92,6 +92,22 @@ def test_other_utterances_are_refused_once_weights_depend_on_them(tmp_path, trai
     with pytest.raises(UserError, match=what):
         check_utterances(tmp_path, {"train": train}, {"valid": valid}, begun=True)
     check_utterances(tmp_path, *given, begun=True)  # the refused ones were not noted
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"train": {}}'])
+def test_utterances_that_cannot_be_read_are_no_reason_to_go_on(tmp_path, content):
+    given = {"train": utterances("YES")}, {"valid": utterances("NO")}
+    check_utterances(tmp_path, *given, begun=True)  # a run from before they were noted
+    (tmp_path / "utterances.json").write_text(content)
+    with pytest.raises(UserError, match="utterances.json: does not tell a run's utterances"):
+        check_utterances(tmp_path, *given, begun=True)
+
+
+def test_shards_are_the_same_wherever_they_lie(tmp_path):
+    check(tmp_path, {"shards": "a/shard-{0..3}.tar,b/x.tar"})
+    check(tmp_path, {"shards": "/elsewhere/shard-{0..3}.tar, /c/x.tar"})
+    with pytest.raises(UserError, match="shards"):
+        check(tmp_path, {"shards": "a/shard-{0..2}.tar,b/x.tar"})
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"lr"'])
