@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import os
+import re
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +20,17 @@ logger = logging.getLogger(__name__)
 UNKNOWN_FRAMES = 2**63 - 1  # of libsndfile, for a flac that was written to a pipe
 LOWEST_RATE = 4000  # Hz: at a lower one no speech is left, and resampling makes it long
 MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
+LOUDEST = 10.0  # of a sample; full scale is 1, and a lossy file may pass it a little
+CANCELLED = 0.1  # of the power of independent channels: what is left of them is not the speech
+PAUSE = 0.3  # s, of which the quietest is looked for
+STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
+SILENCE = 1e-8  # power, -80 dB of full scale
+# libsndfile's log tells of sizes of samples that are not the file's, of which writers to a pipe
+# write the largest; an ogg that ends in an unfinished page
+WRONG_SIZE = re.compile(r"(?:data|SSND|Data Size) +: (\d+) \(should be (\d+)\)")
+SIZE_OF_A_PIPE = 2**31 - 2**12
+NO_END = "without an End-Of-Stream flag"
+NIST_FRAMES = re.compile(rb"sample_count -i (\d+)")
 
 
 @dataclass(frozen=True)
@@ -82,35 +94,138 @@ def read_audio(source, sample_rate=16000, *, name=None):
     Raises
     ------
     UserError
-        If the file is missing, empty, cut short (which an mp3 need not tell), no audio, or holds
-        NaN or infinity.
+        If the file is missing, empty, cut short (which an mp3 need not tell), no audio, or
+        holds NaN, infinity or samples far beyond full scale.
     """
     path = source if name is None else name
     with _open(source, path) as file:
-        frames, rate = file.frames, file.samplerate
-        padding = MP3_PADDING if file.format == "MP3" else 0
-        try:
-            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True))  # (T, C)
-        except MemoryError as error:
-            raise UserError(
-                f"{path}: no memory for its {frames} samples of {file.channels} channels: cut it"
-            ) from error
-        except soundfile.LibsndfileError as error:
-            raise UserError(f"{path}: cannot be decoded ({error}): replace the file") from error
-    if len(samples) < frames - padding:
+        samples = _mono(_read(file, path), path)
+        return _resampled(samples, file.samplerate, sample_rate, path)
+
+
+def read_segments(path, sample_rate=16000, *, longest):
+    """Reads a file in segments, which are cut in its pauses, as mono at a rate.
+
+    No more than a segment is in memory at once.
+
+    Arguments
+    ---------
+    path : str or Path
+    sample_rate : int
+        As for `read_audio`.
+    longest : float
+        A segment's duration in seconds, at most; a file as long is one segment.
+
+    Yields
+    ------
+    torch.Tensor
+        (T,), float32.
+
+    Raises
+    ------
+    UserError
+        As `read_audio`, when it comes to what is bad.
+    """
+    with _open(path) as file:
+        rate, left = file.samplerate, file.frames
+        most, least = round(min(longest * rate, left)), round(min(1.0, longest / 4) * rate)
+        held = torch.empty(0)
+        while held.numel() + left > most:
+            held = torch.cat([held, _mono(_read(file, path, most - held.numel()), path)])
+            left = file.frames - file.tell()
+            if held.numel() < most:  # of an mp3, which counts its padding
+                break
+            # neither end is short
+            latest = min(most, held.numel() + left - least)
+            cut = _quietest(held[:latest], rate, after=latest // 2)
+            yield _resampled(held[:cut], rate, sample_rate, path)
+            held = held[cut:]
+        if left > 0:
+            held = torch.cat([held, _mono(_read(file, path), path)])
+        if held.numel() == 0:
+            raise UserError(f"{path}: holds no sample: leave it out or replace it")
+        yield _resampled(held, rate, sample_rate, path)
+
+
+def has_speech(waveform, sample_rate=16000):
+    """Whether a waveform is anything but silence or steady noise, in which no speech can be.
+
+    Arguments
+    ---------
+    waveform : torch.Tensor
+        (T,).
+    sample_rate : int
+        In Hz.
+    """
+    frame = sample_rate // 20
+    if waveform.numel() < 2 * frame:  # too little to tell
+        return True
+    power = waveform.unfold(0, frame, frame // 2).square().mean(1) + SILENCE
+    return bool(power.max() > STEADY * power.min())
+
+
+def _read(file, path, frames=-1):
+    """The next frames of a file as they are, (T, C), float32; -1: all that are left."""
+    wanted = file.frames - file.tell() if frames < 0 else frames
+    padding = MP3_PADDING if file.format == "MP3" else 0
+    try:
+        samples = torch.from_numpy(file.read(frames, dtype="float32", always_2d=True))
+    except MemoryError as error:
         raise UserError(
-            f"{path}: cut short, {len(samples)} of the {frames} samples that its header promises: "
-            "replace the file"
+            f"{path}: no memory for its {wanted} samples of {file.channels} channels: cut it"
+        ) from error
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path}: cannot be decoded ({error}): replace the file") from error
+    if (missing := wanted - len(samples)) > padding:
+        raise UserError(
+            f"{path}: cut short, {file.frames - missing} of the {file.frames} samples that its "
+            "header promises: replace the file"
         )
+    return samples
+
+
+def _mono(samples, path):
+    """Samples (T, C) as one channel (T,), which is their mean, unless they cancel."""
     if not samples.isfinite().all():
         raise UserError(f"{path}: has NaN or infinite samples: replace the file")
-    if samples.size(1) > 1:
-        _say_once(f"audio of {samples.size(1)} channels is averaged to one", path)
+    if samples.numel() > 0 and (peak := float(samples.abs().max())) > LOUDEST:
+        raise UserError(
+            f"{path}: has samples of {peak:.4g}, but full scale is 1: divide them, as by 32768 if "
+            "they were whole numbers of 16 bits, and write the file again"
+        )
+    channels = samples.size(1)
+    if channels == 1:
+        return samples[:, 0]
+    _say_once(f"audio of {channels} channels is averaged to one", path)
     waveform = samples.mean(dim=1)
-    if rate != sample_rate:
-        _say_once(f"audio at {rate} Hz is resampled to {sample_rate} Hz", path)
-        waveform = _resampler(rate, sample_rate)(waveform)
+    power = samples.square().sum(dim=0)  # (C,)
+    if waveform.square().sum() < CANCELLED * power.mean() / channels:
+        loudest = int(power.argmax())
+        logger.warning(
+            "%s: its %d channels cancel each other: channel %d alone is taken",
+            path,
+            channels,
+            loudest + 1,
+        )
+        return samples[:, loudest]
     return waveform
+
+
+def _resampled(waveform, rate, sample_rate, path):
+    if rate == sample_rate:
+        return waveform
+    _say_once(f"audio at {rate} Hz is resampled to {sample_rate} Hz", path)
+    return _resampler(rate, sample_rate)(waveform)
+
+
+def _quietest(samples, rate, *, after):
+    """The middle of the quietest pause of samples (T,) after a sample."""
+    hop = max(1, rate // 100)
+    power = samples[after:].square()
+    power = power[: power.numel() // hop * hop].view(-1, hop).mean(1)  # (frames,)
+    frames = max(1, min(round(PAUSE * 100), power.numel()))
+    pauses = power.unfold(0, frames, 1).mean(1)
+    return after + (int(pauses.argmin()) + frames // 2) * hop
 
 
 @functools.lru_cache(maxsize=16)
@@ -138,6 +253,9 @@ def _open(source, path=None):
             f"{path}: cannot be read as audio ({error.error_string}): "
             "give wav, flac, mp3, ogg or sph, or convert it"
         ) from error
+    if (reason := _cut_short(file, source)) is not None:
+        file.close()
+        raise UserError(f"{path}: cut short, {reason}: replace the file")
     if file.frames == UNKNOWN_FRAMES:
         file.close()
         raise UserError(f"{path}: its header does not tell its length: convert it to wav or flac")
@@ -151,6 +269,26 @@ def _open(source, path=None):
         file.close()
         raise UserError(f"{path}: holds no sample: leave it out or replace it")
     return file
+
+
+def _cut_short(file, source):
+    """What is missing at a file's end, as far as its header and libsndfile's log tell."""
+    log = file.extra_info
+    if file.format == "NIST":
+        promised = NIST_FRAMES.search(_begin(source))
+        if promised is not None and file.frames < int(promised[1]):
+            return f"{file.frames} of the {int(promised[1])} samples that its header promises"
+    for promised, there in (map(int, sizes) for sizes in WRONG_SIZE.findall(log)):
+        if there < promised < SIZE_OF_A_PIPE:
+            return f"{there} of the {promised} bytes that its header promises"
+    return "it has no last page" if NO_END in log else None
+
+
+def _begin(source):
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:1024]
+    with open(source, "rb") as file:
+        return file.read(1024)
 
 
 def _check_file(source, path):

@@ -75,38 +75,60 @@ def _add_answering(commands, name, help_line, answer):
     parser.add_argument("--json", action="store_true", help="a JSON object for each file")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument(
-        "--batch-seconds", type=float, default=120.0, help="padded audio in one batch"
+        "--batch-seconds",
+        type=float,
+        help="padded audio in one batch (default: 40 on a CPU, 120 on a GPU)",
     )
+    if name == "transcribe":
+        parser.add_argument(
+            "--segment-seconds",
+            type=float,
+            metavar="S",
+            help="cut longer files in their pauses into segments of so many seconds at most, each "
+            "decoded by itself (default: as long as the model was trained on, or 30)",
+        )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)
 
 
 def _answer(arguments):
-    if not arguments.batch_seconds > 0:
-        raise UserError(f"--batch-seconds is {arguments.batch_seconds}, but must be above 0")
+    given = vars(arguments)
+    options = {
+        name: given[name]
+        for name in ("batch_seconds", "segment_seconds")
+        if given.get(name) is not None
+    }
+    for name, value in options.items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}, but must be above 0")
     # torch takes seconds to import: only a command that needs it waits
     from tqdm import tqdm
 
-    from speechbrain_summarymixing.inference import transcribe
+    from speechbrain_summarymixing.inference import batches, transcribe
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     model = transcribe.load_model(arguments.model, arguments.device, command=arguments.command)
     answers = getattr(transcribe, arguments.command)
     failed = 0
     with tqdm(
-        total=len(arguments.files), unit="file", disable=True if arguments.no_progress else None
+        total=round(batches.seconds_of(arguments.files)),
+        unit="s",
+        desc="audio",
+        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]",
+        disable=True if arguments.no_progress else None,
     ) as bar:
-        for result in answers(model, arguments.files, batch_seconds=arguments.batch_seconds):
+        for result in answers(model, arguments.files, progress=bar.update, **options):
             failed += result.error is not None
             with bar.external_write_mode():
                 _print(result, arguments)
-            bar.update()
     return 1 if failed else 0
 
 
 def _print(result, arguments):
     if result.error is not None:
         print(f"error: {result.error}", file=sys.stderr)
+    elif (doubt := result.doubt()) is not None:
+        print(f"warning: {result.file}: {doubt}", file=sys.stderr)
     if arguments.json:
         content = {k: v for k, v in asdict(result).items() if v is not None}
         print(json.dumps(content, ensure_ascii=False), flush=True)

@@ -1,5 +1,6 @@
 """The one exception that a user's input or settings can cause."""
 
+import pickle
 import re
 
 
@@ -18,3 +19,14 @@ def user_message(error):
 def lacks_memory(error):
     """Whether a RuntimeError of torch says that memory is out: the CPU's allocator has no kind."""
     return bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
+def reason_of(error):
+    """What an exception says, in one line: its kind, and its text unless that is bad advice."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's tells how to run what a file holds
+        return "it is damaged, or holds more than weights, which could run anything when loaded"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = ": ".join(map(str, error.args)) if len(error.args) > 1 else str(error)
+    text = " ".join(text.split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -94,12 +94,11 @@ def on_main(function, *args, **kwargs):
     return result
 
 
-def on_any(flag, device):
-    """Whether a flag is set on one of the processes at least; each must ask at the same time."""
+def highest(number, device):
+    """The highest of the processes' whole numbers; each must ask at the same time."""
     if not is_distributed_initialized():
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    return bool(ddp_all_reduce(flags, torch.distributed.ReduceOp.MAX))
+        return number
+    return int(ddp_all_reduce(torch.tensor(number, device=device), torch.distributed.ReduceOp.MAX))
 
 
 def first_to_tell(message):

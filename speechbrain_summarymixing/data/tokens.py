@@ -2,14 +2,13 @@
 
 import hashlib
 import io
-from pathlib import Path
 
 import sentencepiece
 import torch
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import made_once, write_atomically
-from speechbrain_summarymixing.inference.sources import find_file
+from speechbrain_summarymixing.inference.sources import find_file, load_tokenizer
 from speechbrain_summarymixing.processes import on_main
 
 TOKEN_TYPES = ("bpe", "unigram", "char")
@@ -87,36 +86,6 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fi
     )
     made_once(path, settings, make, refusal=refusal if fixed else None)
     return load_tokenizer(path)
-
-
-def load_tokenizer(path):
-    """Loads a trained tokenizer.
-
-    Arguments
-    ---------
-    path : str or Path
-        Such as tokenizer.model in the output folder of a run.
-
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
-
-    Raises
-    ------
-    UserError
-        If it is missing or damaged.
-    """
-    if not Path(path).is_file():
-        raise UserError(
-            f"{path}: no such file, so there is nothing to test: train first (without "
-            "--test_only); several machines need the output folder on a disk that they share"
-        )
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: is no sentencepiece model: copy it again, or train it anew"
-        ) from error
 
 
 def take_tokenizer(source, path, *, vocab_size):

@@ -1,13 +1,23 @@
 """Files of trained models, from a folder or from the hub."""
 
+import functools
+import logging
 import os
+import pickle
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import sentencepiece
 import torch
-from speechbrain.utils.fetching import fetch
+from huggingface_hub.constants import ENDPOINT
+from speechbrain.utils.fetching import FetchConfig, fetch
 
-from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.errors import UserError, reason_of
+
+logger = logging.getLogger(__name__)
 
 
 def find_file(source, name, *, option):
@@ -47,13 +57,42 @@ def find_file(source, name, *, option):
             f"{option} is {source}: no such folder, and no name on the hub (owner/name); give the "
             "folder 'pretrained' of the run that made it"
         )
+    if name == "hyperparams.yaml":
+        logger.warning(
+            "%s %s: a model of the hub, whose %s runs what it names: use it if you trust it, or "
+            "download it, look at that file and give the folder",
+            option,
+            source,
+            name,
+        )
     try:
-        return Path(fetch(name, str(source)))
+        return Path(fetch(name, str(source), fetch_config=hub()))
     except Exception as error:  # the hub's client has many kinds
+        reason = reason_of(error)
+        if not hub().allow_network:
+            reason = f"{ENDPOINT} cannot be reached, and the cache does not have it"
         raise UserError(
             f"{option} is {source}: no such folder, and {name} did not come from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"({reason}): look at the name and at your connection"
         ) from error
+
+
+@functools.lru_cache(maxsize=1)
+def hub():
+    """How to fetch from the hub: where it cannot be reached, from the cache, and not after retries.
+
+    Returns
+    -------
+    speechbrain.utils.fetching.FetchConfig
+    """
+    address = urlsplit(ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        if not getproxies():
+            socket.create_connection((address.hostname, port), timeout=5).close()
+    except OSError:
+        return FetchConfig(allow_network=False)
+    return FetchConfig()
 
 
 class OwnFolder(os.PathLike):
@@ -77,10 +116,91 @@ def load_strictly(module, path, own_folder=None):
     path : str or Path
     own_folder : OwnFolder or None
         Comes to know the file's folder.
+
+    Raises
+    ------
+    UserError
+        If the file is damaged, holds more than weights, weights that are no numbers, or those of
+        another model.
     """
     if own_folder is not None:
         own_folder.path = Path(path).parent
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    state = load_weights(path)
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: holds the weights of another model than the YAML beside it makes "
+            f"({reason[:300]}): copy all files of the model again"
+        ) from error
+
+
+def load_weights(path):
+    """Returns the weights in a file, by name, on the CPU; nothing in it is run.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Raises
+    ------
+    UserError
+        If the file is damaged, or holds anything but weights, or weights that are no numbers.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        values = list(state.items())
+    except (
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise UserError(
+            f"{path}: cannot be loaded as weights ({reason_of(error)}): copy the model again, from "
+            "one whom you trust"
+        ) from error
+    for name, value in values:
+        if not (isinstance(value, torch.Tensor) and value.isfinite().all()):
+            raise UserError(
+                f"{path}: {name} has values that are NaN or infinite, so all it would say is "
+                "wrong: take the model of an earlier checkpoint, or train it again"
+            )
+    return state
+
+
+def load_tokenizer(path):
+    """Loads a trained tokenizer.
+
+    Arguments
+    ---------
+    path : str or Path
+        Such as tokenizer.model in the output folder of a run.
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path}: no such file, so there is nothing to test: train first (without "
+            "--test_only); several machines need the output folder on a disk that they share"
+        )
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: is no sentencepiece model: copy it again, or train it anew"
+        ) from error
 
 
 def load_labels(encoder, path):

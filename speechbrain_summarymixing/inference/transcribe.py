@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 from speechbrain.inference.classifiers import EncoderClassifier
-from speechbrain.utils.data_utils import batch_pad_right
 
-from speechbrain_summarymixing.audio import audio_info, read_audio
 from speechbrain_summarymixing.corpora.semantics import parse
-from speechbrain_summarymixing.errors import UserError, lacks_memory
-from speechbrain_summarymixing.inference.sources import find_file
-from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+from speechbrain_summarymixing.errors import UserError, reason_of
+from speechbrain_summarymixing.inference.batches import in_batches
+from speechbrain_summarymixing.inference.confidence import Word, words_of
+from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
 from speechbrain_summarymixing.processes import check_device
 
 OPTION = "MODEL"
+CONTROLS = (0, 1, 2)  # tokens that spell nothing: unknown, also CTC's blank, begin and end
+SEGMENT_SECONDS = 20.0  # of models that do not tell theirs
 
 # From a command to what its models' hyperparams.yaml alone has, their files, and their interface.
 # EndToEndSLU would hold an understanding model's weights twice: it decodes as a recogniser does.
@@ -42,12 +43,24 @@ class Answer:
     seconds: float | None = None
     error: str | None = None
 
+    def doubt(self):
+        """Returns what is doubtful about it, as a text, or None."""
+
 
 @dataclass(frozen=True)
 class Transcript(Answer):
-    """What was said in a file, as ``text``."""
+    """What was said in a file, as ``text`` and as ``words`` with their confidence."""
 
     text: str | None = None
+    words: tuple[Word, ...] = ()
+
+    def doubt(self):
+        """Returns which words cannot be relied on, or None."""
+        unsure = [word.word for word in self.words if not word.sure]
+        if unsure:
+            shown = " ".join(unsure[:10]) + (" …" if len(unsure) > 10 else "")
+            return f"{len(unsure)} of {len(self.words)} words are uncertain: {shown}"
+        return "no words" if self.text == "" else None
 
     def line(self):
         """Returns it as a line."""
@@ -100,11 +113,19 @@ def load_model(source, device=None, *, command="transcribe"):
     UserError
         If it is not a model, or one for another command, or there is no such device.
     """
-    text = find_file(source, "hyperparams.yaml", option=OPTION).read_text(encoding="utf-8")
+    file = find_file(source, "hyperparams.yaml", option=OPTION)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: is no UTF-8 text (byte {error.start + 1}): copy it again"
+        ) from error
     kind = next(name for name, (sign, _, _) in KINDS.items() if sign in text)
     _, spelling, interface = KINDS[kind]
-    for name in ("model.ckpt", "normalizer.ckpt", spelling):
-        find_file(source, name, option=OPTION)
+    files = {
+        name: find_file(source, name, option=OPTION)
+        for name in ("model.ckpt", "normalizer.ckpt", spelling)
+    }
     if kind != command:
         raise UserError(
             f"{OPTION} is {source}, which is not made to {command}: summarymixing {kind} uses it"
@@ -112,10 +133,35 @@ def load_model(source, device=None, *, command="transcribe"):
     if device is not None:
         check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return interface.from_hparams(source=str(source), run_opts={"device": device})
+    if interface is EncoderDecoderASR:
+        load_tokenizer(files[spelling])
+    try:
+        model = interface.from_hparams(
+            source=str(source), run_opts={"device": device}, fetch_config=hub()
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of YAML, of what it builds, of torch
+        raise UserError(
+            f"{OPTION} is {source}, which cannot be loaded ({reason_of(error)}): copy its files "
+            "again, or export the model anew"
+        ) from error
+    if interface is EncoderDecoderASR:
+        _check_tokens(model, files[spelling])
+    return model
 
 
-def transcribe(model, files, **batches):
+def _check_tokens(model, file):
+    """A model whose outputs are the tokens of another tokenizer would say other words."""
+    outputs, known = model.hparams.seq_lin.w.out_features, model.tokenizer.get_piece_size()
+    if outputs != known:
+        raise UserError(
+            f"{file}: has {known} tokens, but the model's outputs are {outputs}: copy the "
+            "tokenizer that it was trained with"
+        )
+
+
+def transcribe(model, files, *, segment_seconds=None, **batches):
     """Transcribes files in batches; a bad file spoils no other.
 
     Arguments
@@ -124,6 +170,10 @@ def transcribe(model, files, **batches):
         From `load_model`.
     files : iterable of str or Path
         Audio of any format, rate and number of channels that libsndfile reads.
+    segment_seconds : float or None
+        A longer file is cut in its pauses into segments of so many seconds at most, which are
+        decoded by themselves. None takes the longest utterance that the model was trained on, or
+        30 s if that is less, since it may be lost in longer ones.
     **batches
         As for `in_batches`.
 
@@ -134,11 +184,40 @@ def transcribe(model, files, **batches):
     """
 
     def answer(wavs, lengths):
-        words, _ = model.transcribe_batch(wavs, lengths)
-        return [{"text": text} for text in words]
+        hypotheses, log_probs = _decode(model, wavs, lengths, with_ctc=True)
+        return [_said(model, *said) for said in zip(hypotheses, log_probs)]
 
-    for result in in_batches(model, files, answer, **batches):
+    if segment_seconds is None:
+        segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)
+    for result in in_batches(model, files, answer, segment_seconds=segment_seconds, **batches):
+        parts = result.pop("answers", None)
+        if parts is not None:
+            result["text"] = " ".join(text for text, _ in parts if text)
+            result["words"] = tuple(word for _, words in parts for word in words)
         yield Transcript(**result)
+
+
+def _decode(model, wavs, lengths, *, with_ctc=False):
+    """Token lists of waveforms (B, T), and CTC's log-probabilities (T', V) of each if asked."""
+    with torch.no_grad():
+        lengths = lengths.to(model.device)
+        encoded = model.encode_batch(wavs, lengths)
+        hypotheses, _, _, _ = model.mods.decoder(encoded, lengths)
+        hypotheses = [[int(token) for token in hypothesis] for hypothesis in hypotheses]
+        if not with_ctc:
+            return hypotheses, [None] * len(hypotheses)
+        log_probs = model.hparams.ctc_lin(encoded).log_softmax(-1)
+        frames = (lengths * encoded.size(1)).round().int().tolist()
+    return hypotheses, [rows[:count] for rows, count in zip(log_probs, frames)]
+
+
+def _said(model, tokens, log_probs):
+    """The text of tokens, and its words."""
+    tokenizer, (blank, begin, end) = model.tokenizer, CONTROLS
+    text = tokenizer.decode_ids(tokens)
+    tokens = [token for token in tokens if token not in (blank, begin, end)]
+    pieces = [tokenizer.id_to_piece(token) for token in tokens]
+    return text, words_of(tokens, pieces, log_probs, blank=blank)
 
 
 def understand(model, files, **batches):
@@ -157,15 +236,21 @@ def understand(model, files, **batches):
         One for each file, in their order; where the model wrote no semantics, its error tells what.
     """
     names = getattr(model.hparams, "label_names", None)  # old exports lack them
-    for said in transcribe(model, files, **batches):
-        known = {"file": said.file, "seconds": said.seconds, "error": said.error}
-        if said.error is None:
+
+    def answer(wavs, lengths):
+        hypotheses, _ = _decode(model, wavs, lengths)
+        return [model.tokenizer.decode_ids(tokens) for tokens in hypotheses]
+
+    for result in in_batches(model, files, answer, **batches):
+        if (texts := result.pop("answers", None)) is not None:
             try:
-                parse(said.text, names)
-                known["semantics"] = json.loads(said.text)
+                (text,) = texts or ("",)
+                parse(text, names)
+                result["semantics"] = json.loads(text)
             except ValueError as error:
-                known["error"] = f"{said.file}: the model's output {said.text!r} {error}"
-        yield Meaning(**known)
+                what = f"the model's output {text!r} {error}" if texts else "has no speech"
+                result["error"] = f"{result['file']}: {what}"
+        yield Meaning(**result)
 
 
 def classify(model, files, **batches):
@@ -190,84 +275,6 @@ def classify(model, files, **batches):
         probabilities = scores.exp().tolist()
         return [{"label": a, "probability": b} for a, b in zip(labels, probabilities)]
 
-    for result in in_batches(model, files, answer, **batches):
-        yield Class(**result)
-
-
-def in_batches(model, files, answer, *, batch_seconds=120.0, batch_files=16):
-    """Reads files and asks a model about them in batches.
-
-    Arguments
-    ---------
-    model : Pretrained
-        From `load_model`.
-    files : iterable of str or Path
-    answer : callable
-        From waveforms (B, T) and relative lengths (B,) to a dict for each.
-    batch_seconds : float
-        Padded audio in one batch, at most, in seconds; a longer file is a batch alone.
-    batch_files : int
-        Files in one batch, at most.
-
-    Yields
-    ------
-    dict
-        With file, and seconds and the answer, or error; one for each file, in their order.
-    """
-    batch, longest = [], 0.0
-    for file in map(str, files):
-        seconds = _seconds(file)
-        longest = max(longest, seconds)
-        if batch and (longest * (len(batch) + 1) > batch_seconds or len(batch) == batch_files):
-            yield from _answer_batch(model, batch, answer)
-            batch, longest = [], seconds
-        batch.append(file)
-    if batch:
-        yield from _answer_batch(model, batch, answer)
-
-
-def _seconds(file):
-    try:
-        return audio_info(file).seconds
-    except UserError:
-        return 0.0  # reading it tells the error
-
-
-def _answer_batch(model, files, answer):
-    """Yields what is known of files that are read and answered together."""
-    rate, waveforms, errors = model.hparams.sample_rate, {}, {}
-    for file in files:
-        try:
-            waveforms[file] = read_audio(file, rate)
-        except UserError as error:
-            errors[file] = str(error)
-    answers = _answers(model, waveforms, answer, errors)
-    for file in files:
-        if file in errors:
-            yield {"file": file, "error": errors[file]}
-        else:
-            yield {"file": file, "seconds": waveforms[file].numel() / rate, **answers[file]}
-
-
-def _answers(model, waveforms, answer, errors):
-    """The answer to each of some waveforms; ``errors`` gets what is too much for the memory."""
-    if not waveforms:
-        return {}
-    whole = model.hparams.compute_features.samples
-    try:
-        padded = batch_pad_right([pad_to_multiple(w, whole) for w in waveforms.values()])
-        return dict(zip(waveforms, answer(*padded)))
-    except (MemoryError, RuntimeError) as error:  # the CPU's allocator has no kind of its own
-        if not (isinstance(error, MemoryError) or lacks_memory(error)):
-            raise
-    if len(waveforms) == 1:
-        (file, waveform), rate = *waveforms.items(), model.hparams.sample_rate
-        errors[file] = (
-            f"{file}: no memory for its {waveform.numel() / rate:.1f} s at once: cut it, or take "
-            "a machine with more"
-        )
-        return {}
-    answers = {}
-    for file, waveform in waveforms.items():
-        answers |= _answers(model, {file: waveform}, answer, errors)
-    return answers
+    for result in in_batches(model, files, answer, only_speech=False, **batches):
+        (found,) = result.pop("answers", ({},))
+        yield Class(**result, **found)

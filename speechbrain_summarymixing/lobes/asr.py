@@ -13,6 +13,7 @@ from torch import nn
 from speechbrain_summarymixing.lobes.branchformer import NO_ATTENTION, MixerBranchformerEncoder
 from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
 from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder
+from speechbrain_summarymixing.lobes.encoder import check_causal
 from speechbrain_summarymixing.lobes.mixers import NoMixing, check_mixer
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
 from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
@@ -86,7 +87,7 @@ class SummaryMixingASR(TransformerASR):
     TypeError
         If token_mixer is a module or cannot be called.
     ValueError
-        If an option has no meaning here.
+        If an option has no meaning here, or an encoder to be causal cannot be.
 
     Reference: arXiv 2307.07421 (SummaryMixing), arXiv 2207.02971 (Branchformer), arXiv 2005.08100
     (Conformer), arXiv 1706.03762 (Transformer).
@@ -243,6 +244,8 @@ class SummaryMixingASR(TransformerASR):
         if positional_encoding is not None and not self.encoder.has_own_positions():
             # after custom_src_module SpeechBrain passes its output straight to the encoder
             self.custom_src_module.append(AddSinePositions(d_model))
+        if causal:
+            check_causal(self.encoder, d_model)
 
     def forward(self, src, tgt, wav_len=None, pad_idx=0, dynchunktrain_config=None):
         """Encodes speech and predicts each target token from the ones before.

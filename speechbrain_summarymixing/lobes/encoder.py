@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from speechbrain_summarymixing.lobes.convolution import ConvolutionStream
 from speechbrain_summarymixing.lobes.mixers import has_positions, takes_relative_positions
-from speechbrain_summarymixing.nnet.summaries import Stream, Window, window_of_mask
+from speechbrain_summarymixing.nnet.summaries import CAUSAL, Stream, Window, window_of_mask
 
 
 def window_of_chunks(dynchunktrain_config):
@@ -237,3 +237,18 @@ class InjectedMixers:
         ):
             return src_mask.attn_mask(src.size(1), src.device)
         return src_mask
+
+
+def check_causal(encoder, d_model):
+    """Raises ValueError, of the part that says why, if an encoder always sees later frames.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        Of inputs (B, T, D), with `MixerEncoder`'s call.
+    d_model : int
+        D.
+    """
+    with torch.no_grad():
+        encoder.eval()(torch.zeros(1, 2, d_model), src_mask=CAUSAL)
+    encoder.train()

@@ -111,6 +111,12 @@ class SteppingBeamSearcher(BoundedByOwnLength, S2STransformerBeamSearcher):
     (2, torch.Size([2]))
     """
 
+    def __init__(self, modules, *arguments, scorer=None, **options):
+        super().__init__(modules, *arguments, scorer=scorer, **options)
+        if scorer is not None and "ctc" in scorer.full_scorers:
+            # a module of the search, which goes to its device: SpeechBrain's scorers stay
+            self.ctc_fc = scorer.full_scorers["ctc"].ctc_fc
+
     def forward_step(self, inp_tokens, memory, enc_states, enc_lens):
         """Scores the tokens that may follow.
 

@@ -23,6 +23,7 @@ class Classification(SpeechTask):
     ``hparams/parts/classification.yaml`` as hyperparameters.
     """
 
+    makes = "class_lin"
     metric = "error"
     target_names = ("label",)
 

@@ -13,6 +13,9 @@ from speechbrain_summarymixing.inference.language_model import check_tokenizer, 
 from speechbrain_summarymixing.tasks import metrics
 from speechbrain_summarymixing.tasks.speech import SpeechTask
 from speechbrain_summarymixing.tasks.transfer import load_encoder
+from speechbrain_summarymixing.training.identity import longest_seconds
+
+LONGEST = 30.0  # s, to decode at once: a beam's time grows faster than its length
 
 
 class ASR(SpeechTask):
@@ -22,6 +25,7 @@ class ASR(SpeechTask):
     hyperparameters.
     """
 
+    makes = "ctc_lin"
     metric = "WER"
     target_names = tokens.SPELLED
     interface = RECOGNITION
@@ -144,4 +148,6 @@ class ASR(SpeechTask):
 
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EncoderDecoderASR` loads."""
-        export(self.hparams, results, self.interface)
+        seconds = longest_seconds(self.hparams.output_folder)
+        found = {} if seconds is None else {"segment_seconds": round(min(seconds, LONGEST), 2)}
+        export(self.hparams, results, self.interface, found)

@@ -1,12 +1,11 @@
 """A trained model's encoder, to begin another training with."""
 
-import torch
 import yaml
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.sources import find_file
+from speechbrain_summarymixing.inference.sources import find_file, load_weights
 
 logger = get_logger(__name__)
 
@@ -40,7 +39,7 @@ def load_encoder(model, normalize, compute_features, source):
             f"here they are {heard}, with other values: train that model again with these"
         )
     file = find_file(source, "model.ckpt", option=OPTION)
-    theirs = torch.load(file, map_location="cpu", weights_only=True)
+    theirs = load_weights(file)
     own = model.state_dict()
     wanted = [key for key in own if key.startswith(ENCODER)]
     unlike = [

@@ -9,7 +9,6 @@ import speechbrain as sb
 import torch
 import yaml
 from speechbrain.utils.checkpoints import (
-    average_checkpoints,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
@@ -20,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.positions import SinePositions
-from speechbrain_summarymixing.processes import number_of_processes, on_any
+from speechbrain_summarymixing.processes import highest, number_of_processes
 from speechbrain_summarymixing.training import curves
 from speechbrain_summarymixing.training.schedules import make_schedule
 
@@ -30,7 +29,14 @@ STOPS = (signal.SIGINT, signal.SIGTERM)  # of a terminal; of SLURM, Kubernetes a
 
 
 class Interrupted(UserError):
-    """Training was stopped by Ctrl-C or SIGTERM, after a checkpoint was written."""
+    """Training was stopped by Ctrl-C or SIGTERM, after a checkpoint was written.
+
+    ``signal`` is the one, by which a shell's exit status is made.
+    """
+
+    def __init__(self, message, signum):
+        super().__init__(message)
+        self.signal = signum
 
 
 @register_checkpoint_hooks
@@ -44,6 +50,7 @@ class ExperimentBrain(sb.Brain):
     """
 
     reads_shards = False  # whether it can train on ``shards``
+    makes = "model"  # the key of its hyperparameters that other tasks' do not have
     targets = None  # what ``prepare`` returned
     train_loggers = ()
     train_seconds = 0.0
@@ -54,7 +61,7 @@ class ExperimentBrain(sb.Brain):
     augmentation = None  # an `augment.DrawnByUtterance` of the training set
     _batch_ids = ()
     _stage_began = None
-    _stop_requested = False
+    _stop_requested = 0  # the number of the signal
 
     # ---- what a task says
 
@@ -180,7 +187,8 @@ class ExperimentBrain(sb.Brain):
             super().fit(epoch_counter, train_set, valid_set, **options)
             if self._stop_requested:
                 raise Interrupted(
-                    "stopped after the last epoch, which is saved. The same command tests it"
+                    "stopped after the last epoch, which is saved. The same command tests it",
+                    self._stop_requested,
                 )
         finally:
             for number, handler in before.items():
@@ -189,8 +197,8 @@ class ExperimentBrain(sb.Brain):
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # a checkpoint amid an accumulation would lose its gradients
         due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
-        self._stop_requested = on_any(self._stop_requested, self.device)
-        return (due or self._stop_requested) and self.step % self.grad_accumulation_factor == 0
+        self._stop_requested = highest(self._stop_requested, self.device)
+        return (due or self._stop_requested > 0) and self.step % self.grad_accumulation_factor == 0
 
     def _save_intra_epoch_ckpt(self):
         super()._save_intra_epoch_ckpt()
@@ -198,7 +206,8 @@ class ExperimentBrain(sb.Brain):
             raise Interrupted(
                 f"stopped in epoch {self.hparams.epoch_counter.current} after optimiser step "
                 f"{self.optimizer_step}, saved in {self.checkpointer.checkpoints_dir}. "
-                "The same command goes on from there"
+                "The same command goes on from there",
+                self._stop_requested,
             )
 
     def _request_stop(self, signum, frame):
@@ -206,7 +215,7 @@ class ExperimentBrain(sb.Brain):
             raise KeyboardInterrupt
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         logger.info("%s: saving after this batch; once more stops at once", name)
-        self._stop_requested = True
+        self._stop_requested = signum
 
     def on_fit_start(self):
         """Sets the schedule's length before the newest checkpoint is loaded."""
@@ -314,7 +323,7 @@ class ExperimentBrain(sb.Brain):
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint of a finished epoch, "
                 "so there is nothing to test: train first (without --test_only)"
             )
-        average = average_checkpoints(checkpoints, recoverable_name="model")
+        average = self.checkpointer.average(checkpoints, "model")
         self.hparams.model.load_state_dict(average, strict=True)
         self.hparams.model.eval()
         logger.info(

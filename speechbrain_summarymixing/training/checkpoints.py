@@ -9,11 +9,16 @@ import time
 
 import torch
 import yaml
-from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, ckpt_recency
+from speechbrain.utils.checkpoints import (
+    Checkpoint,
+    Checkpointer,
+    average_checkpoints,
+    ckpt_recency,
+)
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.errors import UserError, reason_of
 
 # Folders that begin so are no checkpoints to SpeechBrain, which looks for "CKPT...".
 SAVING = ".saving-"
@@ -158,6 +163,29 @@ class CrashSafeCheckpointer(Checkpointer):
                 "since, take another --output_folder."
             ) from error
 
+    def average(self, checkpoints, name):
+        """Returns the mean of a recoverable's weights over checkpoints.
+
+        Arguments
+        ---------
+        checkpoints : list of speechbrain.utils.checkpoints.Checkpoint
+        name : str
+            Of the recoverable.
+
+        Raises
+        ------
+        UserError
+            If one of them does not load.
+        """
+        for checkpoint in checkpoints:
+            try:
+                torch.load(checkpoint.paramfiles[name], map_location="cpu", weights_only=True)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise UserError(_unloadable(checkpoint.path, error)) from error
+        return average_checkpoints(checkpoints, recoverable_name=name)
+
     @main_process_only
     def _save_on_main(self, meta, end_of_epoch, name, verbosity):
         """Returns the checkpoint and None, or None and what went wrong: for all processes."""
@@ -217,7 +245,7 @@ class CrashSafeCheckpointer(Checkpointer):
         newest = self.find_checkpoint()
         resume = f"goes on from {newest.path.name}" if newest else "starts at the beginning"
         return (
-            f"{self.checkpoints_dir}: no room for a checkpoint ({_reason(error)}; {free:.2f} GB "
+            f"{self.checkpoints_dir}: no room for a checkpoint ({reason_of(error)}; {free:.2f} GB "
             "are free on this disk). The checkpoints before it are whole. Free some space, or "
             "raise your quota or file size limit, and run the same command again: it "
             f"{resume}."
@@ -270,13 +298,6 @@ def _unloadable(path, error):
     others = sorted(p.name for p in path.parent.glob("CKPT*") if p != path)
     resume = f"goes on from another ({', '.join(others)})" if others else "starts anew"
     return (
-        f"{path}: this checkpoint cannot be loaded ({_reason(error)}). If its files are damaged, "
+        f"{path}: this checkpoint cannot be loaded ({reason_of(error)}). If its files are damaged, "
         f"delete this folder and run the same command again: it {resume}."
     )
-
-
-def _reason(error):
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"

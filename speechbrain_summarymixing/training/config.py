@@ -9,9 +9,20 @@ import ruamel.yaml
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.errors import UserError, reason_of
 
 INCLUDE = "!include:"
+BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+    ruamel.yaml.error.YAMLError,
+)
 KINDS = {  # of the value that a file gives to an option: what another must be
     "tag:yaml.org,2002:int": (int, "a whole number"),
     "tag:yaml.org,2002:float": ((int, float), "a number"),
@@ -101,6 +112,8 @@ def _rule(key, tag, value):
     if tag not in KINDS:
         return None
     kind, rule = KINDS[tag]
+    if value is None:
+        return f"{rule}, such as --{key} 1: it has no value"
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return rule
     if key in ABOVE_ZERO and not value > 0:
@@ -156,17 +169,37 @@ def load_hyperparams(path, overrides=""):
         If the file is missing, an option is unknown, or what the file makes cannot be built.
     """
     overrides = options_given(overrides)
+    try:
+        return _built(path, overrides)
+    except BUILD_ERRORS as error:
+        used = [key for key in overrides if key != "output_folder"]
+        # those without which it can be built; else it may be any of them
+        blamed = [key for key in used if len(used) > 1 and _builds_without(path, overrides, key)]
+        listed = " ".join(f"--{key} {overrides[key]}" for key in blamed or used)
+        raise UserError(
+            f"{path} cannot be built with {listed or 'its own settings'} ({reason_of(error)}): "
+            "change these"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be made or read ({error.strerror}): take another "
+            "--output_folder, or mend the paths in the YAML file"
+        ) from error
+
+
+def _built(path, overrides):
     routed = route_overrides(path, overrides)
     with open(path, encoding="utf-8") as file:
-        try:
-            hparams = load_hyperpyyaml(file, routed, overrides_must_match=False)
-        except (AssertionError, TypeError, ValueError) as error:
-            used = [f"{key}={value}" for key, value in overrides.items() if key != "output_folder"]
-            raise UserError(
-                f"{path} cannot be built with {' '.join(used) or 'its own settings'} "
-                f"({type(error).__name__}: {': '.join(map(str, error.args))}): change these"
-            ) from error
+        hparams = load_hyperpyyaml(file, routed, overrides_must_match=False)
     return _flat(hparams, _read(Path(path)))
+
+
+def _builds_without(path, overrides, key):
+    try:
+        _built(path, {k: v for k, v in overrides.items() if k != key})
+    except (*BUILD_ERRORS, OSError, UserError):
+        return False
+    return True
 
 
 def output_folder_of(path, overrides):
@@ -252,8 +285,23 @@ def _top_level(path):
             f"{path}: cannot read this hyperparameter file ({error.strerror}): "
             "give the path of a YAML file, such as hparams/sumformer.yaml"
         ) from error
-    root = yaml.compose(text)
-    return [(key.value, value) for key, value in root.value] if root is not None else []
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: is no UTF-8 text (byte {error.start + 1}): save it as UTF-8"
+        ) from error
+    try:
+        root = yaml.compose(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{path}: is no YAML ({' '.join(str(error).split())}): mend it; YAML indents by "
+            "spaces, not by tabs"
+        ) from error
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(
+            f"{path}: holds no keys with values: give a hyperparameter file, such as "
+            "hparams/sumformer.yaml"
+        )
+    return [(key.value, value) for key, value in root.value]
 
 
 def _unknown(key, known, path):

@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import logging
+import signal
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import shards, tokens
 from speechbrain_summarymixing.data.sets import has_begun, limits, manifests
-from speechbrain_summarymixing.errors import UserError, user_message
+from speechbrain_summarymixing.errors import UserError, reason_of, user_message
 from speechbrain_summarymixing.files import locked, write_atomically, write_table
 from speechbrain_summarymixing.processes import (
     check_device,
@@ -28,6 +29,7 @@ from speechbrain_summarymixing.processes import (
     number_of_processes,
 )
 from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training.brain import Interrupted
 from speechbrain_summarymixing.training.config import (
     load_hyperparams,
     options_given,
@@ -37,6 +39,7 @@ from speechbrain_summarymixing.training.config import (
 )
 from speechbrain_summarymixing.training.identity import (
     FREE_SETTINGS,
+    SETTINGS_FILE,
     check_output_folder,
     check_utterances,
     settings,
@@ -60,7 +63,8 @@ def run(argv, task):
     ``--test_only`` needs no training set: tokens or classes are those of the output folder.
     """
     with errors_reported(), ExitStack() as until_the_end:
-        hparams, run_opts = start(argv, until_the_end)
+        hparams, run_opts = start(argv, until_the_end, task)
+        until_the_end.enter_context(_loss_of_folder_told(hparams["output_folder"]))
         if hparams["shards"] is not None and not task.reads_shards:
             raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         training = not run_opts["test_only"]
@@ -106,9 +110,20 @@ def run_tokenizer(argv):
 
 @contextmanager
 def errors_reported():
-    """Tells a `UserError`, or a full disk, once, without a traceback, and exits with status 1."""
+    """Tells a `UserError`, or a full disk, once, without a traceback, and exits with status 1.
+
+    After Ctrl-C or SIGTERM the status is the shell's for it, 130 or 143.
+    """
     try:
         yield
+    except Interrupted as stop:
+        if first_to_tell(str(stop)):
+            print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        if first_to_tell("stopped"):
+            print("stopped at once: the same command goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         _exit(f"error: {user_message(error)}")
     except OSError as error:
@@ -124,7 +139,20 @@ def _exit(message):
     sys.exit(message if first_to_tell(message) else 1)
 
 
-def start(argv, until_the_end=None):
+@contextmanager
+def _loss_of_folder_told(folder):
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer has no kind of its own
+        if (Path(folder) / SETTINGS_FILE).exists():
+            raise
+        raise UserError(
+            f"{folder}: was deleted or moved while this run worked in it ({reason_of(error)}): "
+            "move it back, or run the same command again to start anew"
+        ) from error
+
+
+def start(argv, until_the_end=None, task=None):
     """Reads the command line and makes the output folder.
 
     Arguments
@@ -133,6 +161,8 @@ def start(argv, until_the_end=None):
         As in `run`.
     until_the_end : contextlib.ExitStack or None
         Given, no other process can start in this output folder before it is closed.
+    task : type or None
+        Given, the file must be one of its.
 
     Returns
     -------
@@ -142,11 +172,17 @@ def start(argv, until_the_end=None):
     Raises
     ------
     UserError
-        If an option is unknown, or the output folder holds a run with other settings or is in use.
+        If an option is unknown, or the output folder holds a run with other settings or is in use,
+        or the file is of another task.
     """
     minutes, argv = _taken_out(argv, "--ckpt_interval_minutes")
     path, run_opts, overrides = sb.parse_arguments(argv)
     overrides = {**options_given(overrides), **minutes}
+    if task is not None and task.makes not in options_of(path):
+        raise UserError(
+            f"{path}: makes no {task.makes}, which {task.__name__} trains, so it is for another "
+            "train.py: give it to the one of its recipe"
+        )
     if run_opts["debug"]:  # nothing of a real run is touched
         overrides["output_folder"] = f"{output_folder_of(path, overrides)}-debug"
     routed = route_overrides(path, overrides)

@@ -172,7 +172,7 @@ def check_utterances(output_folder, train, valid, *, begun):
                 "--output_folder, or delete this file, if they are the same"
             ) from error
     for part, what in (("train", "train"), ("valid", "validate")):
-        count, _ = now = tuple(new[part].values())
+        count, _ = now = new[part]["utterances"], new[part]["sha256"]
         if begun and old[part] != now:
             raise UserError(
                 f"{output_folder}: holds a run with other utterances to {what} on ({old[part][0]} "
@@ -185,7 +185,20 @@ def check_utterances(output_folder, train, valid, *, begun):
 
 def _digest(sets):
     rows = sorted((u.ID, u.wrd, f"{u.duration:.2f}") for rows in sets.values() for u in rows)
-    return {"utterances": len(rows), "sha256": hashlib.sha256(repr(rows).encode()).hexdigest()}
+    return {
+        "utterances": len(rows),
+        "sha256": hashlib.sha256(repr(rows).encode()).hexdigest(),
+        "longest_seconds": max((u.duration for rows in sets.values() for u in rows), default=None),
+    }
+
+
+def longest_seconds(output_folder):
+    """Returns the seconds of the longest utterance that a run trains on, or None if unknown."""
+    try:
+        noted = json.loads((Path(output_folder) / UTTERANCES_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return noted["train"].get("longest_seconds")
 
 
 def settings(hparams):
