@@ -26,10 +26,10 @@ PAUSE = 0.3  # s, of which the quietest is looked for
 STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
 SILENCE = 1e-8  # power, -80 dB of full scale
 # libsndfile's log tells of sizes of samples that are not the file's, of which writers to a pipe
-# write the largest; an ogg that ends in an unfinished page
+# write the largest
 WRONG_SIZE = re.compile(r"(?:data|SSND|Data Size) +: (\d+) \(should be (\d+)\)")
 SIZE_OF_A_PIPE = 2**31 - 2**12
-NO_END = "without an End-Of-Stream flag"
+OGG_PAGE = 27 + 255 + 255 * 255  # bytes, at most
 NIST_FRAMES = re.compile(rb"sample_count -i (\d+)")
 
 
@@ -273,22 +273,34 @@ def _open(source, path=None):
 
 def _cut_short(file, source):
     """What is missing at a file's end, as far as its header and libsndfile's log tell."""
-    log = file.extra_info
+    if file.format == "OGG" and not _ends_in_last_page(_part(source, -OGG_PAGE)):
+        return "its last page is not there or not whole"
     if file.format == "NIST":
-        promised = NIST_FRAMES.search(_begin(source))
+        promised = NIST_FRAMES.search(_part(source, 1024))
         if promised is not None and file.frames < int(promised[1]):
             return f"{file.frames} of the {int(promised[1])} samples that its header promises"
-    for promised, there in (map(int, sizes) for sizes in WRONG_SIZE.findall(log)):
+    for promised, there in (map(int, sizes) for sizes in WRONG_SIZE.findall(file.extra_info)):
         if there < promised < SIZE_OF_A_PIPE:
             return f"{there} of the {promised} bytes that its header promises"
-    return "it has no last page" if NO_END in log else None
+    return None
 
 
-def _begin(source):
+def _part(source, size):
+    """The first bytes of a file, or with a size below 0 the last."""
     if isinstance(source, io.BytesIO):
-        return source.getvalue()[:1024]
+        content = source.getvalue()
+        return content[:size] if size > 0 else content[size:]
     with open(source, "rb") as file:
-        return file.read(1024)
+        if size < 0:
+            file.seek(max(0, file.seek(0, io.SEEK_END) + size))
+        return file.read(abs(size))
+
+
+def _ends_in_last_page(content):
+    """Whether the last page of an ogg is whole and says that it is the last (RFC 3533)."""
+    page = content[content.rfind(b"OggS") :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return bool(segments) and len(page) >= 27 + len(segments) + sum(segments) and bool(page[5] & 4)
 
 
 def _check_file(source, path):

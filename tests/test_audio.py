@@ -8,7 +8,13 @@ import torch
 import torchaudio
 
 from speechbrain_summarymixing import audio
-from speechbrain_summarymixing.audio import AudioInfo, audio_info, read_audio
+from speechbrain_summarymixing.audio import (
+    AudioInfo,
+    audio_info,
+    has_speech,
+    read_audio,
+    read_segments,
+)
 from speechbrain_summarymixing.errors import UserError
 
 
@@ -88,6 +94,17 @@ def bad_file(folder, kind):
         path.write_bytes(content)
     elif kind == "long name":
         path = folder / ("a" * 300 + ".wav")
+    elif kind.startswith("cut ogg"):
+        path = write(folder / "x.ogg", numpy.random.default_rng(0).normal(0, 0.1, 80000))
+        path.write_bytes(path.read_bytes()[: -int(kind.split()[2])])
+    elif kind.startswith("cut "):
+        container = kind.removeprefix("cut ")
+        write(path, sine(16000), subtype="PCM_16", format=container)
+        path.write_bytes(path.read_bytes()[:9000])
+    elif kind == "whole numbers":
+        write(path, 32768 * sine(16000), subtype="FLOAT")
+    elif kind == "beyond all":
+        write(path, 1e30 * sine(16000), subtype="FLOAT")
     elif kind == "nan":
         write(path, numpy.array([0.0, numpy.nan]), subtype="FLOAT")
     return path
@@ -102,7 +119,16 @@ def bad_file(folder, kind):
         ("zero bytes", "cannot be read as audio"),
         ("empty", "holds no sample"),
         ("cut short", "cut short|cannot be decoded"),
+        ("cut WAV", "cut short, 8956 of the 16000 bytes"),
+        ("cut AIFF", "cut short"),
+        ("cut AU", "cut short"),
+        ("cut NIST", "cut short, 3988 of the 8000 samples"),
+        ("cut ogg 1", "cut short, its last page is not there"),
+        ("cut ogg 500", "cut short, its last page is not there"),
+        ("cut ogg 5000", "cut short, its last page is not there"),
         ("nan", "NaN or infinite"),
+        ("whole numbers", "samples of 1.638e.04, but full scale is 1: divide them"),
+        ("beyond all", "samples of 5e.29, but full scale is 1"),
         ("pipe", "is a pipe or device"),
         ("slow", "its header says 1 Hz, but speech has 4000 Hz or more"),
         ("long name", "cannot be read .File name too long"),
@@ -170,3 +196,77 @@ def test_mp3_whose_header_counts_the_encoders_padding(speech_data):
     assert len(clips) == 260
     for clip in clips[::20]:
         assert len(read_audio(clip)) / 16000 == pytest.approx(audio_info(clip).seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [0, 2**31 - 1 - 36, 2**32 - 1])
+def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path, size):
+    path = write(tmp_path / "x.wav", sine(16000), subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    assert content[36:40] == b"data"
+    content[4:8] = (2**32 - 1).to_bytes(4, "little")
+    content[40:44] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    if size == 0:  # libsndfile believes it
+        with pytest.raises(UserError, match="holds no sample"):
+            read_audio(path)
+    else:
+        assert len(read_audio(path)) == 8000
+
+
+def test_channels_that_cancel_are_not_averaged(tmp_path, caplog):
+    speech = sine(16000)
+    path = write(tmp_path / "x.wav", numpy.stack([0.9 * speech, -speech], 1), subtype="FLOAT")
+    waveform = read_audio(path).numpy()
+    numpy.testing.assert_allclose(waveform, -speech, atol=1e-6)
+    assert "channels cancel each other: channel 2 alone is taken" in caplog.text
+    caplog.clear()
+    random = numpy.random.default_rng(0)
+    for channels in (2, 3, 8):  # independent ones do not cancel
+        samples = random.normal(0, 0.1, (8000, channels))
+        path = write(tmp_path / "y.wav", samples, subtype="FLOAT")
+        numpy.testing.assert_allclose(read_audio(path).numpy(), samples.mean(1), atol=1e-6)
+    assert "cancel" not in caplog.text
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_segments_make_the_file_and_are_cut_in_pauses(tmp_path, rate, channels):
+    random = numpy.random.default_rng(rate + channels)
+    for _ in range(5):
+        longest = random.uniform(4.0, 8.0)
+        samples = random.normal(0, 0.1, (int(rate * random.uniform(0.1, 40.0)), channels))
+        for start in range(0, len(samples), rate):  # half a second of every second is a pause
+            samples[start + rate // 2 : start + rate] *= 1e-3
+        path = write(tmp_path / "x.wav", samples, rate, subtype="FLOAT")
+        parts = list(read_segments(path, rate, longest=longest))
+        assert torch.equal(torch.cat(parts), read_audio(path, rate))
+        assert all(len(part) <= longest * rate for part in parts)
+        assert len(parts) == 1 or min(map(len, parts)) >= rate
+        cuts = numpy.cumsum([len(part) for part in parts])[:-1]
+        assert (cuts % rate >= rate // 2).all()
+        (whole,) = read_segments(path, rate, longest=float("inf"))
+        assert torch.equal(whole, read_audio(path, rate))
+
+
+def test_segments_of_another_rate_are_resampled(tmp_path):
+    path = write(tmp_path / "x.flac", sine(44100, 10.0), 44100)
+    parts = list(read_segments(path, 16000, longest=3.0))
+    assert sum(map(len, parts)) == pytest.approx(160000, abs=len(parts))
+
+
+def test_silence_and_steady_noise_hold_no_speech():
+    random = torch.Generator().manual_seed(0)
+    for seconds in (0.3, 1.0, 30.0):
+        noise = torch.randn(int(16000 * seconds), generator=random)
+        for level in (0.0, 1e-6, 1e-3, 0.3):
+            assert not has_speech(level * noise)
+        spoken = 1e-3 * noise
+        spoken[1600:3200] *= 10  # a tenth of a second that is 20 dB louder
+        assert has_speech(spoken)
+    assert has_speech(torch.zeros(100))  # too little to tell
+
+
+def test_real_speech_is_no_steady_noise(speech_data):
+    files = sorted(speech_data.glob("an4/wav/an4test_clstk/**/*.sph"))
+    files += sorted(speech_data.glob("LibriSpeech/**/*.flac"))[:60]
+    assert files and all(has_speech(read_audio(file)) for file in files)

@@ -12,6 +12,9 @@ from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training import experiment
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "sumformer-mini"
+SAID = {name: (EXAMPLE / f"{name}.txt").read_text().strip() for name in ("bus", "code", "reminder")}
+FILES = [str(EXAMPLE / f"{name}.flac") for name in SAID]
 
 WORDS = "ALARM BED CALL DOWN EIGHT FIVE HAPPY LIGHT MUSIC NINE OFF PLAY SET STOP UP YES".split()
 
@@ -53,7 +56,11 @@ def noises(tmp_path_factory):
         for index in range(count):
             wav = folder / f"{split}-{index}.flac"
             seconds = float(random.uniform(0.3, 1.5))
-            soundfile.write(wav, random.normal(0, 0.1, int(16000 * seconds)), 16000)
+            samples = random.normal(0, 0.1, int(16000 * seconds))
+            syllables = numpy.sin(numpy.arange(len(samples)) / 16000 * 4 * numpy.pi) ** 2
+            soundfile.write(
+                wav, samples * (0.3 + 0.7 * syllables), 16000
+            )  # what is steady is no speech
             words = " ".join(random.choice(WORDS, size=random.integers(1, 4)))
             rows.append(
                 {

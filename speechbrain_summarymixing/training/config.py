@@ -113,7 +113,7 @@ def _rule(key, tag, value):
         return None
     kind, rule = KINDS[tag]
     if value is None:
-        return f"{rule}, such as --{key} 1: it has no value"
+        return f"{rule}: write --{key} VALUE"
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return rule
     if key in ABOVE_ZERO and not value > 0:

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tiny import EXAMPLE
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "sumformer-mini"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

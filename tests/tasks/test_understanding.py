@@ -148,8 +148,8 @@ def test_the_command_understands_files(by_heart, meanings, tmp_path, capsys):
 )
 def test_other_labels_than_in_training_are_no_meaning(names, understood, monkeypatch):
     texts = ['{"scenario":"a","action":"b","entities":[]}', '{"foo":"a","entities":[]}']
-    said = [transcribe.Transcript("x.wav", 1.0, text=text) for text in texts]
-    monkeypatch.setattr(transcribe, "transcribe", lambda *_: said)
+    said = [{"file": "x.wav", "seconds": 1.0, "answers": [text]} for text in texts]
+    monkeypatch.setattr(transcribe, "in_batches", lambda *_, **__: said)
     model = SimpleNamespace(hparams=SimpleNamespace(**names))
     meanings = list(transcribe.understand(model, ["x.wav"] * 2))
     assert [meaning.error is None for meaning in meanings] == understood

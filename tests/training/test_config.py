@@ -51,7 +51,7 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
     "option, message",
     [
         ("lr: fast", "--lr is 'fast', but must be a number"),
-        ("lr: null", "--lr is None, but must be a number"),
+        ("lr: null", "--lr is None, but must be a number: write --lr VALUE"),
         ("lr: true", "--lr is True, but must be a number"),
         ("lr: 0", "--lr is 0, but must be above 0"),
         ("num_workers: -1", "--num_workers is -1, but must be 0 or more"),
@@ -60,7 +60,7 @@ def test_unknown_options_are_all_named_with_their_neighbours(system):
         ("passed: x", "--passed is 'x', but must be a whole number"),
         ("flag: 1", "--flag is 1, but must be True or False"),
         ("word", "'word' is no option: write --key value"),
-        ("sizes: [x]", "system.yaml cannot be built with sizes=.* .ValueError: .*'x'"),
+        ("sizes: [x]", "system.yaml cannot be built with --sizes .* .ValueError: .*'x'"),
     ],
 )
 def test_values_of_another_kind(system, option, message):
@@ -112,3 +112,32 @@ area: [!ref <width>, !ref <height>, !ref <passed>]
 def test_options_that_cannot_be_read(system, options, message):
     with pytest.raises(UserError, match=message):
         load_hyperparams(system, options)
+
+
+def test_only_the_option_that_hinders_is_blamed(system):
+    with open(system.parent / "parts/part.yaml", "a") as part:
+        part.write("made: !apply:numpy.array [!ref <sizes>, float]\n")
+    with pytest.raises(UserError, match=r"cannot be built with --sizes \['x'\] \(ValueError"):
+        load_hyperparams(system, {"sizes": ["x"], "lr": 0.2, "width": 16})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a: 1\n\tb: 2\n", "is no YAML .*line 2.*spaces, not by tabs"),
+        (b"a: [1, 2\n", "is no YAML .*line"),
+        (b"a: \xff\n", "is no UTF-8 text .byte 4.: save it as UTF-8"),
+        (b"", "holds no keys"),
+        (b"- a\n", "holds no keys"),
+        (b"a: !ref <b>\n", "cannot be built with its own settings .*<?b"),
+        (b"a: !new:torch.nn.Nothing\n", "cannot be built with its own settings .ImportError"),
+        (b"a: !include:none.yaml\n", "none.yaml: cannot read this hyperparameter file"),
+    ],
+)
+@pytest.mark.parametrize("part", [False, True])
+def test_a_bad_file_is_named(system, content, message, part):
+    path = system.parent / "parts/part.yaml" if part else system
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_hyperparams(system)
+    assert str(system.parent) in str(error.value)

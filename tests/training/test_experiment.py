@@ -13,7 +13,9 @@ import time
 import pytest
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
+from tiny import ROOT
 
+from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import locked
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.tasks import recognition
@@ -88,7 +90,7 @@ def test_a_wrong_weight_file_is_refused(trained, tmp_path):
     state = torch.load(folder / "model.ckpt")
     state["0.unknown"] = state.pop(next(iter(state)))
     torch.save(state, folder / "model.ckpt")
-    with pytest.raises(RuntimeError, match="0.unknown"):
+    with pytest.raises(UserError, match="0.unknown"):
         EncoderDecoderASR.from_hparams(source=str(folder))
 
 
@@ -174,7 +176,9 @@ def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch, trained, number):
+def test_a_signal_saves_says_how_to_resume_and_loses_no_step(
+    train, monkeypatch, trained, number, capsys
+):
     original = recognition.ASR.fit_batch
 
     def interrupted(self, batch):
@@ -183,8 +187,12 @@ def test_a_signal_saves_says_how_to_resume_and_loses_no_step(train, monkeypatch,
         return original(self, batch)
 
     monkeypatch.setattr(recognition.ASR, "fit_batch", interrupted)
-    with pytest.raises(SystemExit, match="after optimiser step 4.*The same command goes on"):
+    with pytest.raises(SystemExit) as stop:
         train()
+    assert stop.value.code == 128 + number
+    told = capsys.readouterr().err
+    assert "error" not in told
+    assert re.search("after optimiser step 4.*The same command goes on", told)
     monkeypatch.setattr(recognition.ASR, "fit_batch", original)
     folder = train()
     steps = [row["steps"] for row in curves.read(folder)]
@@ -221,7 +229,8 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_main_one(command, t
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 1 and "Traceback" not in told
+    assert process.returncode == 128 + number
+    assert "Traceback" not in told and "error" not in told
     assert "stopped in epoch 1 after optimiser step 2, saved in" in told
     assert list((tmp_path / "out/save").glob("CKPT*"))
 
@@ -318,6 +327,63 @@ def test_an_output_folder_in_use_is_refused(command, tmp_path):
     assert f"process {os.getpid()} on" in str(error.value)
     assert "another --output_folder" in str(error.value)
     assert not (tmp_path / "out/settings.json").exists()
+
+
+def test_an_output_folder_that_goes_while_a_run_works_in_it_is_told(train, tmp_path, monkeypatch):
+    original = recognition.ASR.validation_metric
+
+    def gone(self):
+        shutil.rmtree(tmp_path / "out")
+        return original(self)
+
+    monkeypatch.setattr(recognition.ASR, "validation_metric", gone)
+    with pytest.raises(SystemExit, match="out: was deleted or moved while this run worked in it"):
+        train()
+
+
+def test_ctrl_c_at_once_is_no_error(train, monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recognition.ASR, "on_fit_start", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train()
+    assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(command, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file.*cannot be .*another --output_folder"):
+        experiment.run(command(tmp_path / "file/out"), ASR)
+
+
+@pytest.mark.parametrize(
+    "yaml, options, message",
+    [
+        (
+            "recipes/Google-speech-commands/hparams/sumformer.yaml",
+            {},
+            "makes no ctc_lin, which ASR",
+        ),
+        (
+            "hparams/contextnet.yaml",
+            {"causal": "True"},
+            "cannot be built with --causal True .*sees",
+        ),
+        ("hparams/sumformer_decay.yaml", {"causal": "True"}, "with --causal True"),
+        ("hparams/sumformer.yaml", {"nhead": 5}, "cannot be built with --nhead 5 "),
+        ("hparams/sumformer.yaml", {"speeds": 100}, "cannot be built with --speeds 100 "),
+    ],
+)
+def test_what_cannot_be_built_is_told_before_anything_is_done(
+    yaml, options, message, tmp_path, noises
+):
+    csvs = [f"--{part}_csv={noises}/{part}.csv" for part in ("train", "valid", "test")]
+    given = [f"--{key}={value}" for key, value in options.items()]
+    folder = tmp_path / "out"
+    with pytest.raises(SystemExit, match=message):
+        experiment.run([str(ROOT / yaml), f"--output_folder={folder}", *csvs, *given], ASR)
+    assert not (folder / "settings.json").exists()
 
 
 def test_activation_checkpointing_changes_no_result(train, trained):

@@ -1,0 +1,78 @@
+"""How far the words that a recogniser found are borne out by its CTC head."""
+
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+from torchaudio.functional import forced_align, merge_tokens
+
+# Set by `summarymixing transcribe` on real speech, noise and silence: see README.
+SURE_WORD = 0.05
+SURE_UTTERANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, its confidence from 0 to 1, and whether it can be relied on.
+
+    Arguments
+    ---------
+    word : str
+    confidence : float
+        Of its tokens the lowest mean probability that CTC gives one where it is spoken.
+    sure : bool
+        Neither this nor the mean confidence of the words around it is low.
+    """
+
+    word: str
+    confidence: float
+    sure: bool
+
+
+def words_of(tokens, pieces, log_probs, *, blank):
+    """Returns the words that tokens spell, with the confidence of each.
+
+    Arguments
+    ---------
+    tokens : list of int
+        What the search found, without blank, begin and end.
+    pieces : list of str
+        Of sentencepiece, one for each token; "▁" begins a word.
+    log_probs : torch.Tensor
+        (T, V), of CTC.
+    blank : int
+        CTC's.
+
+    Returns
+    -------
+    list of Word
+    """
+    confidences = token_confidences(tokens, log_probs, blank=blank)
+    numbers = accumulate(piece.startswith("▁") for piece in pieces)
+    words = []
+    for _, group in groupby(zip(numbers, pieces, confidences), key=lambda item: item[0]):
+        _, spelled, values = zip(*group)
+        if text := "".join(spelled).replace("▁", ""):
+            words.append((text, min(values)))
+    mean = sum(value for _, value in words) / max(1, len(words))
+    return [
+        Word(text, round(value, 4), value >= SURE_WORD and mean >= SURE_UTTERANCE)
+        for text, value in words
+    ]
+
+
+def token_confidences(tokens, log_probs, *, blank):
+    """Returns the mean probability of each token over the frames where CTC aligns it.
+
+    Arguments are those of `words_of`. Tokens that are more than the frames have 0.
+
+    Returns
+    -------
+    list of float
+    """
+    repeated = sum(a == b for a, b in zip(tokens, tokens[1:]))  # a blank stands between
+    if not tokens or len(tokens) + repeated > log_probs.size(0):
+        return [0.0] * len(tokens)
+    targets = torch.tensor([tokens], device=log_probs.device)
+    aligned, scores = forced_align(log_probs.unsqueeze(0).float(), targets, blank=blank)
+    return [span.score for span in merge_tokens(aligned[0], scores[0].exp(), blank=blank)]

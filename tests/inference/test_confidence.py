@@ -1,0 +1,60 @@
+"""Confidence of words, against all alignments of short utterances."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from speechbrain_summarymixing.inference.confidence import token_confidences, words_of
+
+
+def best_alignment(tokens, log_probs):
+    """By trying all: the label of each frame, of the most probable path that gives the tokens."""
+    frames, size = log_probs.shape
+
+    def spelled(path):
+        return [t for i, t in enumerate(path) if t != 0 and (i == 0 or path[i - 1] != t)]
+
+    paths = [p for p in product(range(size), repeat=frames) if spelled(p) == tokens]
+    return max(paths, key=lambda path: sum(log_probs[i, t] for i, t in enumerate(path)))
+
+
+def confidences_by_hand(tokens, log_probs):
+    path, found = best_alignment(tokens, log_probs), []
+    for i, token in enumerate(path):
+        if token != 0:
+            if i == 0 or path[i - 1] != token:
+                found.append([])
+            found[-1].append(log_probs[i, token].exp())
+    return [float(sum(values) / len(values)) for values in found]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_confidence_is_the_mean_probability_where_a_token_is_aligned(seed):
+    random = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(6, 4, generator=random)).log_softmax(1)
+    count = int(torch.randint(1, 4, (), generator=random))
+    tokens = torch.randint(1, 4, (count,), generator=random).tolist()
+    assert token_confidences(tokens, log_probs, blank=0) == pytest.approx(
+        confidences_by_hand(tokens, log_probs), abs=1e-5
+    )
+
+
+def test_more_tokens_than_frames_have_no_confidence():
+    log_probs = torch.zeros(3, 4).log_softmax(1)
+    assert token_confidences([1, 1, 2], log_probs, blank=0) == [0.0] * 3  # a blank is between
+    assert token_confidences([], log_probs, blank=0) == []
+
+
+def test_a_word_is_as_sure_as_its_worst_token_and_the_words_around_it():
+    def words(*probabilities):
+        log_probs = torch.full((8, 6), -20.0)
+        for frame, p in enumerate(probabilities):
+            log_probs[2 * frame, frame + 1] = torch.tensor(p).log()
+            log_probs[2 * frame + 1, 0] = 0.0
+        return words_of([1, 2, 3, 4], ["▁A", "B", "▁", "C"], log_probs, blank=0)
+
+    sure = words(0.9, 0.8, 0.9, 0.7)
+    assert [(w.word, w.confidence, w.sure) for w in sure] == [("AB", 0.8, True), ("C", 0.7, True)]
+    assert [w.sure for w in words(0.01, 0.99, 0.99, 0.98)] == [False, False]  # the mean is low
+    assert [w.sure for w in words(0.99, 0.04, 0.99, 0.97)] == [False, True]
