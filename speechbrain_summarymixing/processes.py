@@ -101,6 +101,15 @@ def highest(number, device):
     return int(ddp_all_reduce(torch.tensor(number, device=device), torch.distributed.ReduceOp.MAX))
 
 
+def gathered(value):
+    """Returns the values of all processes, by their number; each must ask at the same time."""
+    if not is_distributed_initialized():
+        return [value]
+    values = [None] * number_of_processes()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def first_to_tell(message):
     """Whether no other process of this run has asked to tell the same message before."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
@@ -19,6 +20,7 @@ from speechbrain_summarymixing.files import made_once, write_atomically
 
 REQUIRED = ("ID", "duration", "wav", "wrd")
 SHOWN = 20  # utterances named of each kind of problem
+STATS_AT_ONCE = 32  # of a disk behind a network
 PROBED = 2  # raised when files are looked at in another way: manifests are made anew
 NEAR = 0.1, 0.02  # seconds, and part of the audio, by which a written duration may be off
 
@@ -221,15 +223,26 @@ def fingerprint(manifests):
         From each split to its utterances.
     """
     rows = {u for part in manifests.values() for u in part}
-    files = {u.wav for u in rows if os.path.isfile(u.wav)}
-    return _digest(files, sorted(map(astuple, rows)))
+    return _digest({u.wav for u in rows}, sorted(map(astuple, rows)))
+
+
+def _status(file):
+    """A file's size and time of change, or None where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 def _digest(files, settings):
     digest = hashlib.sha256()
-    for file in sorted(map(str, files)):
-        status = os.stat(file)
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    files = sorted(map(str, files))
+    with ThreadPoolExecutor(STATS_AT_ONCE) as pool:
+        for file, status in zip(files, pool.map(_status, files)):
+            if status is not None:
+                size, changed = status
+                digest.update(os.fsencode(f"{file}\0{size}\0{changed}\n"))
     if settings is not None:
         digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()

@@ -3,14 +3,18 @@
 import os
 import signal
 import threading
-from functools import partial
 
+import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from torch.utils.data import Dataset
 
 from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+
+MOST_WORKERS = 8
+BATCHES_AHEAD = 4  # that each worker has ready
 
 
 def waveform_of(key, source, *, sample_rate, whole_samples, augment=None, name=None):
@@ -42,51 +46,60 @@ def waveform_of(key, source, *, sample_rate, whole_samples, augment=None, name=N
     return pad_to_multiple(waveform, whole_samples)
 
 
-def make_dataset(utterances, provide_targets, target_names, **reading):
-    """Makes the dataset that reads and augments utterances, and tells what to learn of them.
+class Utterances(Dataset):
+    """Utterances, read, augmented and with what to learn of them; workers may be spawned with it.
+
+    An item is a dict of id, duration (seconds), sig (T,), wrd and the targets.
 
     Arguments
     ---------
     utterances : list of Utterance
         From `corpora.manifest.read_manifest`.
-    provide_targets : callable
-        From an utterance's wrd to a tuple of targets, such as `spelled`.
+    targets_of : callable
+        From an utterance's wrd to a tuple of targets, such as `tokens.spelled`.
     target_names : sequence of str
         Of these targets.
     **reading
         As for `waveform_of`.
-
-    Returns
-    -------
-    DynamicItemDataset
-        With id, duration (seconds), sig (T,), wrd and the targets.
     """
 
-    def targets(wrd):
-        yield from provide_targets(wrd)
+    def __init__(self, utterances, targets_of, target_names, **reading):
+        self.utterances = list({utterance.ID: utterance for utterance in utterances}.values())
+        self.targets_of, self.target_names = targets_of, tuple(target_names)
+        self.reading = reading
 
-    names = list(target_names)
-    rows = {u.ID: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd} for u in utterances}
-    dataset = DynamicItemDataset(rows)
-    dataset.add_dynamic_item(partial(waveform_of, **reading), takes=["id", "wav"], provides="sig")
-    dataset.add_dynamic_item(targets, takes="wrd", provides=names)
-    dataset.set_output_keys(["id", "duration", "sig", "wrd", *names])
-    return dataset
+    def __len__(self):
+        """The number of utterances."""
+        return len(self.utterances)
+
+    def __getitem__(self, index):
+        """An utterance, as told above."""
+        utterance = self.utterances[index]
+        targets = zip(self.target_names, self.targets_of(utterance.wrd), strict=True)
+        return {
+            "id": utterance.ID,
+            "duration": utterance.duration,
+            "sig": waveform_of(utterance.ID, utterance.wav, **self.reading),
+            "wrd": utterance.wrd,
+            **dict(targets),
+        }
 
 
-def train_loader_options(dataset, *, batch_seconds, max_batch_size, num_buckets, seed, num_workers):
+def train_loader_options(dataset, *, batch_seconds, max_batch_size, num_buckets, seed, **workers):
     """Options of a training loader: random batches of utterances of like length.
 
     Arguments
     ---------
-    dataset : DynamicItemDataset
+    dataset : Utterances
     batch_seconds : float
         Audio in one batch, at most, in seconds; a longer utterance is a batch alone.
     max_batch_size : int
         Utterances in one batch, at most.
     num_buckets : int
         Number of length classes.
-    seed, num_workers : int
+    seed : int
+    **workers
+        As for `worker_options`.
 
     Returns
     -------
@@ -96,26 +109,92 @@ def train_loader_options(dataset, *, batch_seconds, max_batch_size, num_buckets,
         dataset,
         batch_seconds,
         num_buckets=num_buckets,
-        length_func=lambda row: row["duration"],
+        lengths_list=[utterance.duration for utterance in dataset.utterances],
         shuffle=True,
         batch_ordering="random",
         max_batch_ex=max_batch_size,
         seed=seed,
     )
-    return {"batch_sampler": sampler, **worker_options(num_workers)}
+    return {"batch_sampler": sampler, **worker_options(**workers)}
 
 
-def eval_loader_options(*, batch_size, num_workers):
-    """Options of a loader for validation and test."""
-    return {"batch_size": batch_size, **worker_options(num_workers)}
+def eval_loader_options(dataset, *, batch_size, rank=0, processes=1, **workers):
+    """Options of a loader for validation and test: each process takes every N-th batch.
+
+    Arguments
+    ---------
+    dataset : torch.utils.data.Dataset
+    batch_size : int
+    rank, processes : int
+        This process's number, and how many share the work.
+    **workers
+        As for `worker_options`.
+
+    Returns
+    -------
+    dict
+    """
+    indices = list(range(len(dataset)))
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return {"batch_sampler": batches[rank::processes], **worker_options(**workers)}
 
 
-def worker_options(num_workers):
-    """Workers leave Ctrl-C and SIGTERM to the main process, which saves before it stops."""
-    options = {"num_workers": num_workers, "collate_fn": PaddedBatch}
-    if num_workers > 0:
+def worker_options(num_workers, device="cpu"):
+    """Options of any loader: workers that live on, and where there is a GPU pinned memory.
+
+    Workers leave Ctrl-C and SIGTERM to the main process, which saves before it stops.
+
+    Arguments
+    ---------
+    num_workers : int or None
+        As for `number_of_workers`.
+    device : str
+        That batches go to.
+
+    Returns
+    -------
+    dict
+    """
+    count = number_of_workers(num_workers, device)
+    options = {"num_workers": count, "collate_fn": PaddedBatch}
+    if torch.device(device).type == "cuda":
+        options["pin_memory"] = True
+    if count > 0:
         options["worker_init_fn"] = _leave_signals_to_the_main_process
+        options["persistent_workers"] = True
+        options["prefetch_factor"] = BATCHES_AHEAD
     return options
+
+
+def number_of_workers(asked, device):
+    """Returns how many processes read for one that trains.
+
+    Arguments
+    ---------
+    asked : int or None
+        None: none on a CPU, which they would share with the training; for a GPU as many as it has
+        CPU cores to itself, but 8 at most.
+    device : str
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    UserError
+        If it is no such number.
+    """
+    if asked is None:
+        if torch.device(device).type != "cuda":
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
+        raise UserError(
+            f"--num_workers is {asked!r}, but must be 0 or more, or null: as many as fit"
+        )
+    return asked
 
 
 def _leave_signals_to_the_main_process(_):

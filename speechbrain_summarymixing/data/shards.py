@@ -267,7 +267,7 @@ class ShardReader:
         }
 
 
-def train_loader_options(urls, *, steps, num_workers, processes=1):
+def train_loader_options(urls, *, steps, num_workers, device="cpu", processes=1):
     """Options of a loader of `ShardReader`'s dataset.
 
     Arguments
@@ -275,7 +275,9 @@ def train_loader_options(urls, *, steps, num_workers, processes=1):
     urls : list of str
     steps : int
         Batches of a process that are called an epoch.
-    num_workers, processes : int
+    num_workers, device
+        As for `loading.worker_options`.
+    processes : int
 
     Returns
     -------
@@ -286,13 +288,14 @@ def train_loader_options(urls, *, steps, num_workers, processes=1):
     UserError
         If there are fewer shards than readers.
     """
-    readers = processes * max(1, num_workers)
+    workers = max(1, loading.number_of_workers(num_workers, device))
+    readers = processes * workers
     if len(urls) < readers:
         raise UserError(
             f"{len(urls)} shards cannot be split among {processes} processes of "
-            f"{max(1, num_workers)} workers: lower --num_workers, or write smaller shards "
+            f"{workers} workers: lower --num_workers, or write smaller shards "
             "(summarymixing shard --shard-seconds)"
         )
-    options = loading.worker_options(num_workers)
+    options = loading.worker_options(num_workers, device)
     del options["collate_fn"]  # the dataset's items are batches
     return {**options, "looped_nominal_epoch": steps}

@@ -1,5 +1,6 @@
 """Training of classes of utterances, such as keywords."""
 
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -62,18 +63,13 @@ class Classification(SpeechTask):
             on_main(encoder.save, file)
         return encoder
 
-    def provide_targets(self, wrd):
-        """Returns the index (1,) of a class."""
-        return (torch.LongTensor([self.targets.encode_label(wrd)]),)
-
-    def on_stage_start(self, stage, epoch=None):
-        """Starts the stage's clock and answers."""
-        super().on_stage_start(stage, epoch)
-        self.answers = {}  # from an ID to its class, the one found and its probability
+    def targets_of(self):
+        """Returns what gives the index (1,) of a class, in a tuple."""
+        return partial(_index, self.targets)
 
     def validation_metric(self):
         """Returns the error rate in percent."""
-        right = [label == found for label, found, _ in self.answers.values()]
+        right = [label == found for label, found, _ in self.measured.values()]
         return 100.0 * (1 - sum(right) / len(right))
 
     def compute_forward(self, batch, stage):
@@ -88,8 +84,9 @@ class Classification(SpeechTask):
         if stage != sb.Stage.TRAIN:
             scores, found = predictions.max(-1)
             names = self.targets.decode_torch(found)
+            # the class, the one found and its probability
             answers = zip(batch.wrd, names, scores.exp().tolist())
-            self.answers.update(zip(batch.id, answers))
+            self.measured.update(zip(batch.id, answers))
         smoothing = self.hparams.label_smoothing if stage == sb.Stage.TRAIN else 0.0
         return torch.nn.functional.cross_entropy(
             predictions.float(), labels, label_smoothing=smoothing
@@ -97,7 +94,7 @@ class Classification(SpeechTask):
 
     def scores(self, rows):
         """Returns the accuracy of a test set, its 95% interval, and that of each class."""
-        right = {row.ID: int(row.wrd == self.answers[row.ID][1]) for row in rows}
+        right = {row.ID: int(row.wrd == self.measured[row.ID][1]) for row in rows}
         classes = sorted({row.wrd for row in rows})
         of_class = {name: [right[row.ID] for row in rows if row.wrd == name] for name in classes}
         counts = [(value, 1) for value in right.values()]
@@ -110,18 +107,22 @@ class Classification(SpeechTask):
 
     def errors(self, rows):
         """Returns (ID, 1 where another class was found, 1) of each utterance."""
-        return [(row.ID, int(row.wrd != self.answers[row.ID][1]), 1) for row in rows]
+        return [(row.ID, int(row.wrd != self.measured[row.ID][1]), 1) for row in rows]
 
     def write_details(self, name, rows):
         """Writes ``predictions_<set>.csv``: each utterance's class and the one found."""
         path = Path(self.hparams.output_folder) / f"predictions_{name}.csv"
         columns = ("ID", "class", "found", "probability")
-        answers = [(row.ID, *self.answers[row.ID]) for row in rows]
+        answers = [(row.ID, *self.measured[row.ID]) for row in rows]
         write_table(path, columns, [(*answer[:3], f"{answer[3]:.4f}") for answer in answers])
 
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EncoderClassifier` loads."""
         export(self.hparams, results, CLASSIFICATION)
+
+
+def _index(encoder, label):
+    return (torch.LongTensor([encoder.encode_label(label)]),)
 
 
 def _known(file, labels):

@@ -65,7 +65,7 @@ class LanguageModel(ExperimentBrain):
         dataset = self._sentences(path)
         logger.info("language model: %d sentences to train on", len(dataset))
         batches = LengthBuckets(dataset.lengths(), hparams.batch_sentences, seed=hparams.seed)
-        return dataset, {"batch_sampler": batches, **loading.worker_options(hparams.num_workers)}
+        return dataset, {"batch_sampler": batches, **loading.worker_options(**self.workers())}
 
     def eval_loading(self, part, sets):
         """Returns the sentences of some sets and options of a loader."""
@@ -73,23 +73,20 @@ class LanguageModel(ExperimentBrain):
         path = Path(self.hparams.output_folder) / f"{name}.txt"
         rows = [utterance for rows in sets.values() for utterance in rows]
         on_main(write_sentences, path, [row.wrd for row in rows], [])
+        dataset = self._sentences(path)
+        size = self.hparams.batch_sentences
         options = loading.eval_loader_options(
-            batch_size=self.hparams.batch_sentences, num_workers=self.hparams.num_workers
+            dataset, batch_size=size, **self.place(), **self.workers()
         )
-        return self._sentences(path), options
+        return dataset, options
 
     def _sentences(self, path):
         on_main(index_sentences, path)
         return Sentences(path, self.targets, max_tokens=self.hparams.max_tokens)
 
-    def on_stage_start(self, stage, epoch=None):
-        """Starts the stage's clock and counts."""
-        super().on_stage_start(stage, epoch)
-        self.counts = {}  # from a sentence's id to its nats and tokens
-
     def validation_metric(self):
         """Returns the perplexity of a token."""
-        nats, tokens = map(sum, zip(*self.counts.values()))
+        nats, tokens = map(sum, zip(*self.measured.values()))
         return math.exp(min(nats / tokens, 100.0))
 
     def compute_forward(self, batch, stage):
@@ -106,8 +103,9 @@ class LanguageModel(ExperimentBrain):
             predictions.float().transpose(1, 2), targets, reduction="none"
         ).masked_fill(~valid, 0.0)  # (B, U)
         if stage != sb.Stage.TRAIN:
+            # of each sentence its nats and tokens
             counts = zip(nats.sum(1, dtype=torch.float64).tolist(), valid.sum(1).tolist())
-            self.counts.update(zip(batch.id, counts))
+            self.measured.update(zip(batch.id, counts))
         return nats.sum() / valid.sum()
 
     def scores(self, rows):
@@ -118,13 +116,13 @@ class LanguageModel(ExperimentBrain):
 
         return {
             "perplexity": self.validation_metric(),
-            "perplexity_95": metrics.bootstrap_interval(list(self.counts.values()), perplexity),
-            "sentences": len(self.counts),
+            "perplexity_95": metrics.bootstrap_interval(list(self.measured.values()), perplexity),
+            "sentences": len(self.measured),
         }
 
     def errors(self, rows):
         """Returns (ID, nats, tokens) of each utterance of a test set."""
-        return [(row.ID, *self.counts[str(index)]) for index, row in enumerate(rows)]
+        return [(row.ID, *self.measured[str(index)]) for index, row in enumerate(rows)]
 
     def export(self, results):
         """Writes hyperparams.yaml, lm.ckpt and tokenizer.ckpt to the folder ``pretrained``."""

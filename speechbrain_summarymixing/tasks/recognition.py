@@ -1,5 +1,6 @@
 """Joint CTC and attention training of a speech recogniser (arXiv 1609.06773)."""
 
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -57,30 +58,34 @@ class ASR(SpeechTask):
         """Returns the tokenizer; see `sets.spelling`."""
         return sets.spelling(hparams, train, others)
 
-    def provide_targets(self, wrd):
-        """Returns a transcript's tokens; see `tokens.spelled`."""
-        return tokens.spelled(wrd, self.targets)
+    def targets_of(self):
+        """Returns what spells a transcript; see `tokens.spelled`."""
+        return partial(tokens.spelled, tokenizer=self.targets)
 
-    def on_stage_start(self, stage, epoch=None):
-        """Starts the stage's clock and error counts."""
-        super().on_stage_start(stage, epoch)
-        if stage != sb.Stage.TRAIN:
-            self.wer_stats = ErrorRateStats()
+    def word_errors(self):
+        """Returns SpeechBrain's `ErrorRateStats` of what was measured."""
+        stats = ErrorRateStats()
+        stats.scores = list(self.measured.values())
+        return stats
 
     def validation_metric(self):
         """Returns the word error rate in percent."""
-        return self.wer_stats.summarize("WER")
+        return self.word_errors().summarize("WER")
 
     def compute_forward(self, batch, stage):
-        """Returns CTC and decoder log-probabilities (B, T, V), (B, U, V) and hypotheses."""
+        """Returns CTC and decoder log-probabilities (B, T, V), (B, U, V) and hypotheses.
+
+        For a test there are hypotheses alone.
+        """
         batch = batch.to(self.device)
         hparams = self.hparams
         features, lengths = self.features(batch, stage)
+        frames = self.modules.front_end(features, lengths)
+        if stage == sb.Stage.TEST:
+            encoded = self.modules.transformer.encode(frames, lengths)
+            return None, None, lengths, hparams.test_search(encoded, lengths)[0]
         encoded, decoded = self.modules.transformer(
-            self.modules.front_end(features, lengths),
-            batch.tokens_bos.data,
-            lengths,
-            pad_idx=hparams.blank_index,
+            frames, batch.tokens_bos.data, lengths, pad_idx=hparams.blank_index
         )
         p_ctc = None
         if hparams.ctc_weight > 0:
@@ -90,17 +95,17 @@ class ASR(SpeechTask):
         hypotheses = None
         if stage == sb.Stage.VALID and self.validates_by_ctc:
             hypotheses = ctc_greedy_decode(p_ctc, lengths, blank_id=hparams.blank_index)
-        elif stage == sb.Stage.TEST:
-            hypotheses, _, _, _ = hparams.test_search(encoded.detach(), lengths)
         return p_ctc, p_seq, lengths, hypotheses
 
     def compute_objectives(self, predictions, batch, stage):
-        """Returns the weighted sum of the CTC and the attention loss."""
+        """Returns the weighted sum of the CTC and the attention loss; 0 for a test."""
         p_ctc, p_seq, lengths, hypotheses = predictions
         tokens, tokens_lengths = batch.tokens
         tokens_eos, tokens_eos_lengths = batch.tokens_eos
         if hypotheses is not None:
             self.measure(batch, [list(map(int, hypothesis)) for hypothesis in hypotheses])
+        if stage == sb.Stage.TEST:
+            return lengths.new_zeros(())
         loss = self.hparams.seq_cost(p_seq, tokens_eos, length=tokens_eos_lengths)
         if p_ctc is not None:
             weight = self.hparams.ctc_weight
@@ -111,7 +116,9 @@ class ASR(SpeechTask):
     def measure(self, batch, hypotheses):
         """Counts the word errors of what was heard in a batch, given its tokens."""
         words = [self.targets.decode(hypothesis).split() for hypothesis in hypotheses]
-        self.wer_stats.append(batch.id, words, [wrd.split() for wrd in batch.wrd])
+        stats = ErrorRateStats()
+        stats.append(batch.id, words, [wrd.split() for wrd in batch.wrd])
+        self.measured.update((score["key"], score) for score in stats.scores)
 
     def before_tests(self):
         """Lets a language model join in the search, where there is one."""
@@ -124,7 +131,7 @@ class ASR(SpeechTask):
 
     def scores(self, rows):
         """Returns the WER of a test set, its 95% interval, and by the utterances' length."""
-        scores = self.wer_stats.scores
+        scores = self.word_errors().scores
         seconds = {row.ID: row.duration for row in rows}
         return {
             "WER": metrics.word_error_rate(scores),
@@ -135,16 +142,14 @@ class ASR(SpeechTask):
 
     def errors(self, rows):
         """Returns (ID, word edits, words) of each utterance."""
-        scores = {score["key"]: score for score in self.wer_stats.scores}
-        return [
-            (row.ID, scores[row.ID]["num_edits"], scores[row.ID]["num_ref_tokens"]) for row in rows
-        ]
+        scores = [self.measured[row.ID] for row in rows]
+        return [(score["key"], score["num_edits"], score["num_ref_tokens"]) for score in scores]
 
     def write_details(self, name, rows):
         """Writes ``wer_<set>.txt``: the alignment of each utterance."""
         path = Path(self.hparams.output_folder) / f"wer_{name}.txt"
         with open(path, "w", encoding="utf-8") as file:
-            self.wer_stats.write_stats(file)
+            self.word_errors().write_stats(file)
 
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EncoderDecoderASR` loads."""

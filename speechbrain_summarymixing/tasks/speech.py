@@ -9,7 +9,6 @@ from speechbrain_summarymixing.data import loading, shards, tokens
 from speechbrain_summarymixing.data.augment import DrawnByUtterance, drawn_from
 from speechbrain_summarymixing.data.sets import limits, scanned_amount, to_train_on
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.processes import number_of_processes
 from speechbrain_summarymixing.training.brain import ExperimentBrain
 
 
@@ -20,10 +19,13 @@ class SpeechTask(ExperimentBrain):
     hyperparameters.
     """
 
-    target_names = ()  # of what ``provide_targets`` returns, as the batch has them
+    target_names = ()  # of the targets, as the batch has them
 
-    def provide_targets(self, wrd):
-        """Returns the targets of an utterance, given the manifest's column wrd."""
+    def targets_of(self):
+        """Returns a function from the manifest's column wrd to the targets of an utterance.
+
+        Workers that are spawned get it, so it must be possible to pickle it.
+        """
         raise NotImplementedError
 
     def train_loading(self, train):
@@ -45,30 +47,32 @@ class SpeechTask(ExperimentBrain):
             **batch_limits(hparams),
             num_buckets=hparams["num_buckets"],
             seed=hparams["seed"],
-            num_workers=hparams["num_workers"],
+            **self.workers(),
         )
         return dataset, options
 
     def eval_loading(self, part, sets):
         """Returns one dataset of some sets, the shortest utterance first, and loader options."""
-        hparams = vars(self.hparams)
+        dataset = self._dataset(sets)
+        size = getattr(self.hparams, f"{part}_batch_size")
         options = loading.eval_loader_options(
-            batch_size=hparams[f"{part}_batch_size"], num_workers=hparams["num_workers"]
+            dataset, batch_size=size, **self.place(), **self.workers()
         )
-        return self._dataset(sets), options
+        return dataset, options
 
     def _dataset(self, sets, augment=None):
         utterances = [utterance for rows in sets.values() for utterance in rows]
-        return loading.make_dataset(
+        return loading.Utterances(
             sorted(utterances, key=lambda u: u.duration),
-            self.provide_targets,
+            self.targets_of(),
             self.target_names,
             **reading(vars(self.hparams)),
             augment=augment,
         )
 
     def _shard_loading(self, hparams):
-        urls, processes = urls_of(hparams["shards"]), number_of_processes()
+        urls, place = urls_of(hparams["shards"]), self.place()
+        processes = place["processes"]
         steps = hparams["shard_epoch_steps"]
         if steps is None:
             amount = scanned_amount(hparams) or shards.amount_beside(urls)
@@ -81,7 +85,7 @@ class SpeechTask(ExperimentBrain):
         elif not isinstance(steps, int) or steps < 1:
             raise UserError(f"--shard_epoch_steps is {steps}, but must be 1 or more")
         options = shards.train_loader_options(
-            urls, steps=steps, num_workers=hparams["num_workers"], processes=processes
+            urls, steps=steps, processes=processes, **self.workers()
         )
         spell = tokens.unspellable([], self.targets)
         self.shard_reader = shards.ShardReader(
@@ -92,8 +96,7 @@ class SpeechTask(ExperimentBrain):
             seed=hparams["seed"],
             check=partial(shards.unfit, spell=spell),
             **limits(hparams),
-            rank=self.rank if processes > 1 else 0,
-            processes=processes,
+            **place,
             **reading(hparams),
             augment=augmentation(hparams),
         )

@@ -53,39 +53,35 @@ class Understanding(ASR):
         """Returns the tokenizer; see `sets.spelling`."""
         return sets.spelling(hparams, train, others, structure(hparams["label_names"]))
 
-    def on_stage_start(self, stage, epoch=None):
-        """Starts the stage's clock and counts."""
-        super().on_stage_start(stage, epoch)
-        self.understood = {}  # from an ID to the semantics, None where they are not valid
-        self.wrong_tokens = self.tokens = 0
-
     def validation_metric(self):
         """Returns the percentage of tokens that the decoder misses, given the ones before."""
-        return 100.0 * self.wrong_tokens / self.tokens
+        wrong, tokens = map(sum, zip(*self.measured.values()))
+        return 100.0 * wrong / tokens
 
     def compute_objectives(self, predictions, batch, stage):
-        """Returns the weighted sum of the CTC and the attention loss."""
+        """Returns the weighted sum of the CTC and the attention loss; 0 for a test."""
         if stage == sb.Stage.VALID:  # a search would take as long as training, while it runs on
             tokens, lengths = batch.tokens_eos
             valid = length_to_mask((lengths * tokens.size(1)).round(), tokens.size(1)).bool()
-            self.tokens += int(valid.sum())
-            self.wrong_tokens += int(((predictions[1].argmax(-1) != tokens) & valid).sum())
+            wrong = (predictions[1].argmax(-1) != tokens) & valid
+            counts = zip(wrong.sum(1).tolist(), valid.sum(1).tolist())
+            self.measured.update(zip(batch.id, counts))
         return super().compute_objectives(predictions, batch, stage)
 
     def measure(self, batch, hypotheses):
-        """Keeps what was understood in a batch, given its tokens."""
+        """Keeps what was understood in a batch, given its tokens: None is not valid semantics."""
         for key, wrd, hypothesis in zip(batch.id, batch.wrd, hypotheses):
             try:
                 meaning = parse(self.targets.decode(hypothesis), parse(wrd).labels)
             except ValueError:
                 meaning = None
-            self.understood[key] = meaning
+            self.measured[key] = meaning
 
     def scores(self, rows):
         """Returns accuracies and F1 of a test set; see `summarize` and `by_first_label`."""
         meanings = [parse(row.wrd) for row in rows]
         counts = [
-            semantics_metrics.score(meaning, self.understood[row.ID])
+            semantics_metrics.score(meaning, self.measured[row.ID])
             for meaning, row in zip(meanings, rows)
         ]
         return {
@@ -98,14 +94,14 @@ class Understanding(ASR):
         errors = []
         for row in rows:
             meaning = parse(row.wrd)
-            right = semantics_metrics.score(meaning, self.understood[row.ID])
+            right = semantics_metrics.score(meaning, self.measured[row.ID])
             errors.append((row.ID, 1 - right[f"{next(iter(meaning.labels))}_accuracy"], 1))
         return errors
 
     def write_details(self, name, rows):
         """Writes ``predictions_<set>.jsonl``, as SLURP's own scorer reads it."""
         path = Path(self.hparams.output_folder) / f"predictions_{name}.jsonl"
-        files = ((Path(row.wav).name, self.understood[row.ID]) for row in rows)
+        files = ((Path(row.wav).name, self.measured[row.ID]) for row in rows)
         semantics_metrics.write_predictions(path, files)
 
     def export(self, results):

@@ -3,6 +3,7 @@
 import signal
 import time
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import speechbrain as sb
@@ -19,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.positions import SinePositions
-from speechbrain_summarymixing.processes import highest, number_of_processes
+from speechbrain_summarymixing.processes import gathered, highest, number_of_processes
 from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training.random_states import RandomStates
 from speechbrain_summarymixing.training.schedules import make_schedule
 
 logger = get_logger(__name__)
@@ -59,7 +61,11 @@ class ExperimentBrain(sb.Brain):
     batch_option = "batch_seconds"  # which bounds a training batch
     shard_reader = None  # a `shards.ShardReader`, where training is on shards
     augmentation = None  # an `augment.DrawnByUtterance` of the training set
+    measured = {}  # of an utterance's ID, what the stage has measured of it; at its end, of all
     _batch_ids = ()
+    _evaluated = ()  # the IDs of each batch of this process
+    _random_states = None
+    _wrapped = {}  # for DDP, while the bare modules evaluate
     _stage_began = None
     _stop_requested = 0  # the number of the signal
 
@@ -97,6 +103,15 @@ class ExperimentBrain(sb.Brain):
         """Returns the value of ``metric`` over the validation set."""
         raise NotImplementedError
 
+    def workers(self):
+        """Returns what `loading.worker_options` asks for."""
+        return {"num_workers": self.hparams.num_workers, "device": self.device}
+
+    def place(self):
+        """Returns this process's number among those that share the work, and how many they are."""
+        processes = number_of_processes()
+        return {"rank": self.rank if processes > 1 else 0, "processes": processes}
+
     def before_tests(self):
         """Prepares for the test sets, after training."""
 
@@ -125,6 +140,8 @@ class ExperimentBrain(sb.Brain):
 
     def fit_batch(self, batch):
         """As SpeechBrain's; a lack of memory is told with the batch's utterances."""
+        if self._random_states is not None:
+            self._random_states.restore()
         with self._memory_told(batch, self.batch_option):
             return super().fit_batch(batch)
 
@@ -132,7 +149,9 @@ class ExperimentBrain(sb.Brain):
         """As SpeechBrain's; a lack of memory is told with the batch's utterances."""
         part = "valid" if stage == sb.Stage.VALID else "test"
         with self._memory_told(batch, f"{part}_batch_size"):
-            return super().evaluate_batch(batch, stage)
+            loss = super().evaluate_batch(batch, stage)
+        self._evaluated.append(list(batch.id))
+        return loss
 
     @contextmanager
     def _memory_told(self, batch, option):
@@ -237,6 +256,10 @@ class ExperimentBrain(sb.Brain):
             total=total,
             cooldown_fraction=self.hparams.cooldown_fraction,
         )
+        if not self.distributed_launch:  # the checkpoint has those of the main process alone
+            self._random_states = RandomStates()
+            # checkpoints of before have none
+            self.checkpointer.add_recoverable("random", self._random_states, optional_load=True)
         super().on_fit_start()
         if self.shard_reader is not None and self.optimizer_step > 0:
             self.shard_reader.steps_before = self.optimizer_step
@@ -271,11 +294,41 @@ class ExperimentBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Starts the stage's clock; training's augmentation is that of the epoch."""
         self._stage_began = time.monotonic()
-        if stage == sb.Stage.TRAIN and self.augmentation is not None:
+        if stage != sb.Stage.TRAIN:
+            self.measured, self._evaluated = {}, []
+            self._unwrap()
+        elif self.augmentation is not None:
             self.augmentation.epoch.fill_(epoch)
+
+    def _unwrap(self):
+        """Lets processes evaluate other numbers of batches, with the main one's statistics."""
+        self._wrapped = {
+            name: module
+            for name, module in self.modules.items()
+            if isinstance(module, DistributedDataParallel)
+        }
+        for name, wrapped in self._wrapped.items():
+            for key, buffer in wrapped.module.named_buffers():
+                if key not in wrapped.parameters_to_ignore:
+                    torch.distributed.broadcast(buffer, 0)
+            self.modules[name] = wrapped.module
+
+    def _share(self, loss):
+        """Makes known to all what each has measured, in the order of one process; the mean loss."""
+        parts = gathered((self.measured, self._evaluated, float(loss)))
+        rounds = zip_longest(*(batches for _, batches, _ in parts), fillvalue=())
+        order = (key for batches in rounds for batch in batches for key in batch)
+        measured = {key: value for own, _, _ in parts for key, value in own.items()}
+        self.measured = {key: measured[key] for key in dict.fromkeys(order) if key in measured}
+        batches = sum(len(own) for _, own, _ in parts)
+        return sum(len(own) * mean for _, own, mean in parts) / max(1, batches)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs; after validation also saves a checkpoint and draws the curves."""
+        if stage != sb.Stage.TRAIN:
+            stage_loss = self._share(stage_loss)
+            for name, module in self._wrapped.items():
+                self.modules[name] = module
         if stage == sb.Stage.TRAIN:
             self.train_seconds += time.monotonic() - self._stage_began
             self.train_loss = float(stage_loss)

@@ -19,7 +19,7 @@ from speechbrain_summarymixing.data.augment import (
     WhiteNoise,
     drawn_from,
 )
-from speechbrain_summarymixing.data.loading import make_dataset, worker_options
+from speechbrain_summarymixing.data.loading import Utterances, worker_options
 from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.tasks.speech import SpeechTask
 from speechbrain_summarymixing.training import experiment
@@ -80,7 +80,7 @@ def one_thread():
 
 def heard(utterances, *, seed=1, epoch=1, workers=0, state=0):
     augment = DrawnByUtterance(AUGMENT, seed)
-    dataset = make_dataset(
+    dataset = Utterances(
         utterances,
         lambda wrd: (wrd,),
         ["label"],

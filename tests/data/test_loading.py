@@ -1,12 +1,20 @@
+import os
 from functools import partial
 
 import pytest
 import soundfile
 import torch
+from torch.utils.data import DataLoader
 
 from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.data.augment import DrawnByUtterance
-from speechbrain_summarymixing.data.loading import make_dataset, train_loader_options
+from speechbrain_summarymixing.data.loading import (
+    Utterances,
+    eval_loader_options,
+    number_of_workers,
+    train_loader_options,
+    worker_options,
+)
 from speechbrain_summarymixing.data.tokens import SPELLED, spelled, train_tokenizer, unspellable
 from speechbrain_summarymixing.errors import UserError
 
@@ -61,7 +69,7 @@ def utterances(tmp_path):
 def dataset(utterances, tmp_path, **options):
     tokenizer = train_tokenizer(TEXTS, tmp_path / "t" / "tokenizer.model", vocab_size=40)
     spell = partial(spelled, tokenizer=tokenizer)
-    return make_dataset(utterances, spell, SPELLED, sample_rate=16000, whole_samples=640, **options)
+    return Utterances(utterances, spell, SPELLED, sample_rate=16000, whole_samples=640, **options)
 
 
 def test_dataset_pads_to_whole_frames_and_spells(utterances, tmp_path):
@@ -89,3 +97,48 @@ def test_random_batches_hold_each_utterance_once_and_respect_their_limits(uttera
     for batch in batches:
         longest = max(utterances[i].duration for i in batch)
         assert len(batch) == 1 or len(batch) * longest <= 4.0 + 1e-9
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_what_the_main_process_does_however_they_start(utterances, tmp_path, method):
+    augment = DrawnByUtterance(torch.nn.Dropout(0.5), seed=1)
+    data = dataset(utterances[:6], tmp_path, augment=augment)
+    options = {"batch_size": 2, "multiprocessing_context": method, **worker_options(2)}
+    loader = DataLoader(data, **options)
+    for epoch in (1, 2):  # the same workers see the epoch
+        augment.epoch.fill_(epoch)
+        for batch, own in zip(loader, DataLoader(data, batch_size=2, **worker_options(0))):
+            assert batch.id == own.id
+            assert batch.sig.data.equal(own.sig.data) and batch.tokens.data.equal(own.tokens.data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 20])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_the_batches_that_one_evaluates(count, processes):
+    shares = [
+        eval_loader_options(
+            range(count), batch_size=3, rank=rank, processes=processes, num_workers=0
+        )["batch_sampler"]
+        for rank in range(processes)
+    ]
+    (whole,) = [eval_loader_options(range(count), batch_size=3, num_workers=0)["batch_sampler"]]
+    assert [index for batch in whole for index in batch] == list(range(count))
+    assert all(len(batch) == 3 for batch in whole[:-1])
+    assert sorted(batch for share in shares for batch in share) == whole
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_workers_by_default(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert number_of_workers(None, "cpu") == 0
+    assert number_of_workers(None, "cuda:1") == 8
+    assert number_of_workers(3, "cuda") == number_of_workers(3, "cpu") == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert number_of_workers(None, "cuda:1") == 2
+    on_gpu, on_cpu = worker_options(None, "cuda:0"), worker_options(None, "cpu")
+    assert on_gpu["pin_memory"] and on_gpu["persistent_workers"] and on_gpu["prefetch_factor"] == 4
+    assert on_cpu.keys() == {"num_workers", "collate_fn"}
+    for wrong in (-1, 1.5, "four", True):
+        with pytest.raises(UserError, match="--num_workers is .*but must be 0 or more, or null"):
+            number_of_workers(wrong, "cpu")

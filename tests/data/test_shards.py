@@ -88,9 +88,7 @@ def loaded(dataset, workers=0):
 def test_an_utterance_is_the_same_as_from_csv(reader, noises, tokenizer):
     rows = read_manifest(noises / "train.csv")
     spell = partial(tokens.spelled, tokenizer=tokenizer[0])
-    dataset = loading.make_dataset(
-        rows, spell, tokens.SPELLED, sample_rate=16000, whole_samples=640
-    )
+    dataset = loading.Utterances(rows, spell, tokens.SPELLED, sample_rate=16000, whole_samples=640)
     expected = {item["id"]: item for item in dataset}
     batches = loaded(reader().dataset(1))
     assert sorted(ids(batches)) == sorted(expected)
@@ -253,7 +251,7 @@ def test_a_trained_tokenizer_and_the_length_of_an_epoch_can_be_given(train, toke
     assert curves.read(out)[0]["steps"] == "2"
 
 
-def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch):
+def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch, capsys):
     original, steps = recognition.ASR.fit_batch, []
 
     def interrupted(self, batch):
@@ -263,8 +261,9 @@ def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch):
         return original(self, batch)
 
     monkeypatch.setattr(recognition.ASR, "fit_batch", interrupted)
-    with pytest.raises(SystemExit, match="in epoch 2 after optimiser step 6"):
+    with pytest.raises(SystemExit):
         train(shard_epoch_steps=4)
+    assert "in epoch 2 after optimiser step 6" in capsys.readouterr().err
     out = train(shard_epoch_steps=4)
     assert [step for step, _ in steps] == [1, 2, 3, 4] * 2
     assert [row["steps"] for row in curves.read(out)] == ["4", "8"]

@@ -3,9 +3,12 @@
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -138,8 +141,9 @@ def launch(command, tmp_path):
             process.communicate()
 
 
-def test_two_processes_do_what_one_does_that_accumulates(launch):
-    options = {"number_of_epochs": 4, "dropout": 0, "warmup_steps": 4}
+def test_two_processes_do_what_one_does_that_accumulates(launch, tmp_path):
+    # validation in three batches, which the processes share
+    options = {"number_of_epochs": 4, "dropout": 0, "warmup_steps": 4, "valid_batch_size": 2}
     note = {"plain": True}
     two = launch("two", folder="two", note=note, **options)
     one = launch("one", 1, folder="one", note=note, grad_accumulation_factor=2, **options)
@@ -152,6 +156,9 @@ def test_two_processes_do_what_one_does_that_accumulates(launch):
         assert [row[3] for row in own] == [row[3] for row in theirs]
         assert [row[2] for row in own] == pytest.approx([row[2] for row in theirs], abs=1e-4)
     assert whole[-1][2] < 0.9 * whole[0][2]  # it has learnt something
+    for row, other in zip(*(curves.read(tmp_path / name) for name in ("one", "two")), strict=True):
+        assert float(other["valid_loss"]) == pytest.approx(float(row["valid_loss"]), rel=1e-4)
+        assert other["valid_WER"] == row["valid_WER"]
     ends = [one.end(0), two.end(0), two.end(1)]
     assert [end["steps"] for end in ends] == [24, 24, 24]
     assert [end["scheduled_steps"] for end in ends] == [24, 24, 24]
@@ -204,6 +211,48 @@ def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
 
     with pytest.raises(SystemExit, match="processes: 2 there, not set now"):
         experiment.run(command(out, **options), ASR)
+
+
+@pytest.mark.parametrize("yaml", ["hparams/sumformer.yaml", "hparams/contextnet.yaml"])
+def test_processes_test_together_what_one_tests_alone(launch, command, tmp_path, yaml):
+    """Validation and test have three batches: the processes have other numbers of them.
+
+    ContextNet has batch normalisation, whose statistics each process has for itself in training.
+    """
+    options = {"valid_batch_size": 2, "test_batch_size": 2, "number_of_epochs": 1, "yaml": yaml}
+    if "contextnet" in yaml:
+        options["front_end_channels"] = "[]"
+    two = launch("two", **options)
+    assert two.status() == 0, two.error[-3000:]
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    shutil.copytree(out, alone)
+    settings = json.loads((alone / "settings.json").read_text())
+    assert settings.pop("processes") == 2
+    (alone / "settings.json").write_text(json.dumps(settings))
+    experiment.run([*command(alone, **options), "--test_only"], ASR)
+    for name in ("wer_test.txt", "errors_test.csv"):
+        assert (alone / name).read_text() == (out / name).read_text()
+    scores = [json.loads((folder / "results.json").read_text())["test"] for folder in (out, alone)]
+    assert scores[0] == scores[1] and scores[0]["test"]["utterances"] == 6
+
+
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(launch, tmp_path):
+    """As SLURM and Kubernetes send it, to the launcher."""
+    options = {"number_of_epochs": 30, "ckpt_interval_minutes": 15}
+    stopped = launch("stopped", **options)
+    notes = tmp_path / "stopped-0.jsonl"
+    while not (notes.exists() and len(notes.read_text().splitlines()) > 2):
+        assert stopped.process.poll() is None
+        time.sleep(0.05)
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.status() != 0
+    assert "The same command goes on from there" in stopped.error
+    assert stopped.error.count("after optimiser step") == 1
+    done = len(stopped.steps(0))
+    assert len(stopped.steps(1)) == done
+    resumed = launch("resumed", optimizer_step_limit=done + 2, **options)
+    assert resumed.status() == 0, resumed.error[-3000:]
+    assert [len(resumed.steps(rank)) for rank in (0, 1)] == [2, 2]
 
 
 def spoilt(noises, path, change):

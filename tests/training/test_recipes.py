@@ -130,7 +130,7 @@ def test_the_size_option_changes_the_encoders_size(yaml):
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
     brain, batch = after_a_step_and_a_decode(ASR, command(tmp_path, yaml=yaml, **options))
-    assert [score["key"] for score in brain.wer_stats.scores] == batch.id
+    assert list(brain.measured) == batch.id
 
 
 @pytest.mark.parametrize("yaml", UNDERSTANDING, ids=lambda path: str(path.relative_to(ROOT)))
@@ -138,7 +138,7 @@ def test_a_step_and_a_decode_of_semantics(yaml, command, meanings, tmp_path):
     csvs = {f"{split}_csv": meanings / f"{split}.csv" for split in ("train", "valid", "test")}
     arguments = command(tmp_path, yaml=yaml, vocab_size=60, **csvs)
     brain, batch = after_a_step_and_a_decode(Understanding, arguments)
-    assert list(brain.understood) == batch.id
+    assert list(brain.measured) == batch.id
 
 
 def test_the_diagnostics_system_is_trained_exported_and_loaded(command, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 # One warm process forks a child for each attempt; the child trains and may kill itself.
 DRIVER = textwrap.dedent(
@@ -42,7 +43,7 @@ DRIVER = textwrap.dedent(
             loss = fit_batch(self, batch)
             with open(log, "a") as file:
                 row = [self.hparams.epoch_counter.current, self.step, self.optimizer_step]
-                file.write(json.dumps([*row, list(batch.id), heard[-1]]) + "\\n")
+                file.write(json.dumps([*row, list(batch.id), heard[-1], float(loss)]) + "\\n")
             steps += 1
             if inside_save is None and steps == after_steps:
                 die()
@@ -119,7 +120,7 @@ def test_killed_anywhere_the_run_equals_the_uninterrupted_one(command, tmp_path,
     for steps in runs:
         begin = position[tuple(steps[0][:2])] if steps else reached
         # no step is left out, at most what one checkpoint interval holds is done again, and each
-        # hears the same augmented speech
+        # hears the same augmented speech and has the same loss, of the same dropout
         assert reached - 2 * accumulation <= begin <= reached
         assert steps == whole[begin : begin + len(steps)]
         reached = begin + len(steps)
@@ -129,3 +130,6 @@ def test_killed_anywhere_the_run_equals_the_uninterrupted_one(command, tmp_path,
         return json.loads((tmp_path / name / "out" / "results.json").read_text())
 
     assert result("whole")["optimizer_steps"] == result("killed")["optimizer_steps"]
+    ends = [tmp_path / name / "out/pretrained/model.ckpt" for name in ("whole", "killed")]
+    weights, others = (torch.load(end, weights_only=True) for end in ends)
+    assert all(weights[key].equal(value) for key, value in others.items())
