@@ -85,7 +85,7 @@ def _add_answering(commands, name, help_line, answer):
             type=float,
             metavar="S",
             help="cut longer files in their pauses into segments of so many seconds at most, each "
-            "decoded by itself (default: as long as the model was trained on, or 30)",
+            "decoded by itself (default: as long as the model was trained on, or 20)",
         )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)

@@ -173,7 +173,7 @@ def transcribe(model, files, *, segment_seconds=None, **batches):
     segment_seconds : float or None
         A longer file is cut in its pauses into segments of so many seconds at most, which are
         decoded by themselves. None takes the longest utterance that the model was trained on, or
-        30 s if that is less, since it may be lost in longer ones.
+        20 s if that is less, since it may be lost in longer ones.
     **batches
         As for `in_batches`.
 

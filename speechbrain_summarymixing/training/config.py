@@ -1,6 +1,7 @@
 """Hyperparameter files: a short system file that includes the parts it shares with others."""
 
 import difflib
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain_summarymixing.errors import UserError, reason_of
 
 INCLUDE = "!include:"
+REFERENCE = re.compile(r"<(\w+)[>\[]")
 BUILD_ERRORS = (
     AssertionError,
     AttributeError,
@@ -239,10 +241,14 @@ def options_of(path):
 
 @dataclass
 class _File:
-    """The keys that a file defines or gets, with YAML's tags, and the files that it includes."""
+    """The keys that a file defines or gets, with YAML's tags, and the files that it includes.
+
+    ``used`` are the keys to which it refers.
+    """
 
     own: dict
     parts: dict
+    used: set
 
     def home(self, key):
         """The keys of the includes that lead to the outermost file with an option; its tag."""
@@ -254,20 +260,39 @@ class _File:
             level = [((*way, name), p) for way, f in level for name, p in f.parts.items()]
         return None, None
 
+    def builds_with(self, key):
+        """Whether it, or a part, makes something with an option of its own."""
+        own = key in self.own and key in self.used
+        return own or any(part.builds_with(key) for part in self.parts.values())
+
     def options(self):
         return set(self.own).union(*(part.options() for part in self.parts.values()))
 
 
 def _read(path):
-    file = _File({}, {})
+    file = _File({}, {}, set(REFERENCE.findall(_text(path))))
     for key, value in _top_level(path):
         if value.tag.startswith(INCLUDE):
-            part = _read(path.parent / value.tag[len(INCLUDE) :])
-            part.own |= {node.value: given.tag for node, given in value.value or ()}
-            file.parts[key] = part
+            part = file.parts[key] = _read(path.parent / value.tag[len(INCLUDE) :])
+            _pass_on(value, part, path)
         else:
             file.own[key] = value.tag
     return file
+
+
+def _pass_on(given, file, path):
+    """Adds the keys that an include gives to a file, or by their name to the parts of it."""
+    for key, value in given.value or ():
+        if key.value in file.parts:
+            _pass_on(value, file.parts[key.value], path)
+            continue
+        for name, part in file.parts.items():
+            if key.value not in file.own.keys() | file.used and part.builds_with(key.value):
+                raise UserError(
+                    f"{path}: gives {key.value} to a file whose part {name} has it, which it would "
+                    f"not reach: write it under {name}:"
+                )
+        file.own[key.value] = value.tag
 
 
 def _flat(hparams, file):
@@ -277,9 +302,9 @@ def _flat(hparams, file):
     return hparams
 
 
-def _top_level(path):
+def _text(path):
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path}: cannot read this hyperparameter file ({error.strerror}): "
@@ -289,8 +314,11 @@ def _top_level(path):
         raise UserError(
             f"{path}: is no UTF-8 text (byte {error.start + 1}): save it as UTF-8"
         ) from error
+
+
+def _top_level(path):
     try:
-        root = yaml.compose(text)
+        root = yaml.compose(_text(path))
     except yaml.YAMLError as error:
         raise UserError(
             f"{path}: is no YAML ({' '.join(str(error).split())}): mend it; YAML indents by "

@@ -141,3 +141,14 @@ def test_a_bad_file_is_named(system, content, message, part):
     with pytest.raises(UserError, match=message) as error:
         load_hyperparams(system)
     assert str(system.parent) in str(error.value)
+
+
+def test_options_reach_the_part_of_a_part(system):
+    whole = system.with_name("whole.yaml")
+    whole.write_text("lr: 0.3\nwhole: !include:system.yaml\n    common:\n        lr: !ref <lr>\n")
+    assert load_hyperparams(whole)["optimizer"].keywords == {"lr": 0.3}
+    assert load_hyperparams(whole, {"lr": 0.4})["optimizer"].keywords == {"lr": 0.4}
+    assert load_hyperparams(whole, {"width": 2})["sizes"] == [2, 3]
+    whole.write_text("whole: !include:system.yaml\n    lr: 0.3\n")
+    with pytest.raises(UserError, match="gives lr to a file whose part common .*under common:"):
+        load_hyperparams(whole)
