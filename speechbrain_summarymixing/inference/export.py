@@ -266,12 +266,12 @@ def inference_yaml(
 
 
 def _flat(tree):
-    """A mapping with the keys of the part that it includes, at whatever depth that has them."""
-    if "model" in tree:
-        return tree
-    parts = (_flat(value) for value in tree.values() if isinstance(value, dict))
-    part = next(filter(None, parts), None)
-    return part and {**part, **tree}
+    """A mapping with the keys of the parts that it includes, which are mappings that make nothing."""
+    flat = {}
+    for value in tree.values():
+        if isinstance(value, dict) and getattr(value, "tag", None).value is None:
+            flat |= _flat(value)
+    return {**flat, **tree}
 
 
 def model_card(hparams, results, interface):
