@@ -266,7 +266,7 @@ def inference_yaml(
 
 
 def _flat(tree):
-    """A mapping with the keys of the parts that it includes, which are mappings that make nothing."""
+    """A mapping with the keys of the parts that it includes: mappings that make nothing."""
     flat = {}
     for value in tree.values():
         if isinstance(value, dict) and getattr(value, "tag", None).value is None:

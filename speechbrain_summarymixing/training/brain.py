@@ -256,7 +256,8 @@ class ExperimentBrain(sb.Brain):
             total=total,
             cooldown_fraction=self.hparams.cooldown_fraction,
         )
-        if not self.distributed_launch:  # the checkpoint has those of the main process alone
+        # of several processes a checkpoint would have those of the main one alone
+        if not self.distributed_launch and self.checkpointer is not None:
             self._random_states = RandomStates()
             # checkpoints of before have none
             self.checkpointer.add_recoverable("random", self._random_states, optional_load=True)

@@ -191,7 +191,7 @@ def test_a_signal_saves_says_how_to_resume_and_loses_no_step(
         train()
     assert stop.value.code == 128 + number
     told = capsys.readouterr().err
-    assert "error" not in told
+    assert "error:" not in told
     assert re.search("after optimiser step 4.*The same command goes on", told)
     monkeypatch.setattr(recognition.ASR, "fit_batch", original)
     folder = train()
