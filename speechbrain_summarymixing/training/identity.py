@@ -50,6 +50,9 @@ FREE_SETTINGS = {
     "tensorboard",
     "size_option",
 }
+# Folders that weights depend on, which are compared by what this file in them holds.
+COMPARED_BY = {"tokenizer_folder": "tokenizer.ckpt", "encoder_folder": "model.ckpt"}
+DIGEST = " sha256:"
 
 
 def check_output_folder(
@@ -119,8 +122,12 @@ def _compare(old, new, free, output_folder, overwrite_hint):
 
 
 def _equal(key, a, b):
-    if key == "shards":  # wherever they lie
+    if key in ("shards", "lm_text"):  # wherever they lie
         a, b = ([Path(name).name for name in names(value)] for value in (a, b))
+    if key in COMPARED_BY:
+        (path, _, digest), (other, _, theirs) = (str(value).partition(DIGEST) for value in (a, b))
+        # a run of before, and a folder that has gone, have no digest
+        return digest == theirs if digest and theirs else path == other
     return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # NaN
 
 
@@ -207,6 +214,11 @@ def settings(hparams):
     if (mixer := hparams.get("token_mixer")) is not None:
         options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
         chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
+    for key, name in COMPARED_BY.items():
+        file = Path(chosen.get(key) or "") / name
+        if chosen.get(key) and file.is_file():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            chosen[key] = f"{chosen[key]}{DIGEST}{digest}"
     return {k: v for k, v in chosen.items() if _is_plain(v)}
 
 

@@ -7,7 +7,11 @@ import pytest
 
 from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.identity import check_output_folder, check_utterances
+from speechbrain_summarymixing.training.identity import (
+    check_output_folder,
+    check_utterances,
+    settings,
+)
 
 SETTINGS = {"lr": 0.001, "dims": (4, 4), "data": Path("corpus"), "epochs": 3, "nan": float("nan")}
 
@@ -101,6 +105,43 @@ def test_utterances_that_cannot_be_read_are_no_reason_to_go_on(tmp_path, content
     (tmp_path / "utterances.json").write_text(content)
     with pytest.raises(UserError, match="utterances.json: does not tell a run's utterances"):
         check_utterances(tmp_path, *given, begun=True)
+
+
+@pytest.mark.parametrize(
+    "key, name", [("tokenizer_folder", "tokenizer.ckpt"), ("encoder_folder", "model.ckpt")]
+)
+def test_what_weights_began_from_is_compared_by_content(tmp_path, key, name):
+    folder, moved, other = (tmp_path / part for part in ("a", "b", "c"))
+    for place, content in ((folder, b"one"), (other, b"two")):
+        place.mkdir()
+        (place / name).write_bytes(content)
+
+    def begin(run, place):
+        check(tmp_path / run, settings({key: str(place)}))
+
+    begin("run", folder)
+    folder.rename(moved)
+    begin("run", moved)
+    with pytest.raises(UserError, match=key):
+        begin("run", other)
+    (moved / name).write_bytes(b"two")
+    with pytest.raises(UserError, match=key):
+        begin("run", moved)
+    check(tmp_path / "of before", {key: str(moved)})
+    with pytest.raises(UserError, match=key):
+        begin("of before", other)
+    begin("of before", moved)
+    begin("of before", other)  # which holds the same by now
+    (moved / name).unlink()
+    begin("run", moved)  # the run has its own
+    assert settings({key: None}) == {}
+
+
+def test_text_is_the_same_wherever_it_lies(tmp_path):
+    check(tmp_path, {"lm_text": "a/x.txt.gz,b/y.txt"})
+    check(tmp_path, {"lm_text": "/c/x.txt.gz, y.txt"})
+    with pytest.raises(UserError, match="lm_text"):
+        check(tmp_path, {"lm_text": "a/x.txt.gz"})
 
 
 def test_shards_are_the_same_wherever_they_lie(tmp_path):
