@@ -54,7 +54,10 @@ def load_language_model(source):
         If a file is missing, or its weights cannot be read or are not this model's.
     """
     model = load_hyperpyyaml(language_model_yaml(source))["lm_model"]
-    load_strictly(model, find_file(source, "lm.ckpt", option=OPTION))
+    try:
+        load_strictly(model, find_file(source, "lm.ckpt", option=OPTION))
+    except UserError as error:
+        raise UserError(f"{OPTION} is {source}: {error}") from error
     return model.eval()
 
 

@@ -228,7 +228,8 @@ class SummaryMixing(nn.Module):
 
         Example
         -------
-        >>> mixer, x = SummaryMixing(16).eval(), torch.rand(2, 50, 16)
+        >>> mixer = SummaryMixing(16).double().eval()
+        >>> x = torch.rand(2, 50, 16, dtype=torch.float64)
         >>> first, state = mixer.forward_streaming(x[:, :32], Window(8))
         >>> second, state = mixer.forward_streaming(x[:, 32:], Window(8), state)
         >>> whole, _ = mixer(x, window=Window(8))

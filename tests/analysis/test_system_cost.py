@@ -186,7 +186,7 @@ def test_wrong_input_is_told(run, arguments, expected):
         ("widht=3", [SUMFORMER, "widht", "no such option"]),
         ("d_model", ["--set d_model", "key=value"]),
         ("d_model=[1", ["--set d_model=[1", "no YAML value"]),
-        ("d_model=15", [SUMFORMER, "cannot be built", "d_model=15"]),
+        ("d_model=15", [SUMFORMER, "cannot be built", "d_model 15"]),
     ],
 )
 def test_a_wrong_setting_is_told_with_its_file(capsys, setting, expected):

@@ -261,7 +261,7 @@ def test_what_cannot_go_on_says_so(encoder):
 
 
 @every_encoder
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["summary", pytest.param("selective", marks=pytest.mark.slow)])
 def test_it_compiles_to_one_graph_for_all_lengths(encoder, causal, name):
     torch._dynamo.reset()

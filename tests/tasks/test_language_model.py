@@ -196,8 +196,8 @@ def test_sentences_are_indexed_on_the_disk_and_reach_a_spawned_worker(tmp_path, 
     "kind, message",
     [
         ("tokenizer", "which has no hyperparams.yaml"),
-        ("cut", "lm.ckpt is damaged"),
-        ("other", "lm.ckpt is damaged or of another model"),
+        ("cut", "lm.ckpt: cannot be loaded as weights"),
+        ("other", "lm.ckpt: holds the weights of another model"),
     ],
 )
 def test_what_is_no_language_model_is_told_before_training(made, command, tmp_path, kind, message):
