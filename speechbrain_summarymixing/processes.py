@@ -13,6 +13,7 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
     run_on_main,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError
 
@@ -108,6 +109,28 @@ def gathered(value):
     values = [None] * number_of_processes()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def taken_off_ddp(modules):
+    """Puts what DDP wraps in its place, with the main process's buffers, on all processes.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        Changed.
+
+    Returns
+    -------
+    dict
+        The wrappers, to be put back with ``modules.update``.
+    """
+    wrappers = {k: v for k, v in modules.items() if isinstance(v, DistributedDataParallel)}
+    for name, wrapper in wrappers.items():
+        for key, buffer in wrapper.module.named_buffers():
+            if key not in wrapper.parameters_to_ignore:
+                torch.distributed.broadcast(buffer, 0)
+        modules[name] = wrapper.module
+    return wrappers
 
 
 def first_to_tell(message):

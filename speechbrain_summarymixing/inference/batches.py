@@ -135,8 +135,7 @@ def _answer(model, segments, answer, only_speech):
     heard = [
         segment
         for segment in segments
-        if segment.waveform is not None
-        and not (only_speech and not has_speech(segment.waveform, rate))
+        if segment.waveform is not None and (has_speech(segment.waveform, rate) or not only_speech)
     ]
     if not heard:
         return

@@ -269,7 +269,7 @@ def _flat(tree):
     """A mapping with the keys of the parts that it includes: mappings that make nothing."""
     flat = {}
     for value in tree.values():
-        if isinstance(value, dict) and getattr(value, "tag", None).value is None:
+        if isinstance(value, dict) and value.tag.value is None:
             flat |= _flat(value)
     return {**flat, **tree}
 

@@ -58,13 +58,7 @@ def find_file(source, name, *, option):
             "folder 'pretrained' of the run that made it"
         )
     if name == "hyperparams.yaml":
-        logger.warning(
-            "%s %s: a model of the hub, whose %s runs what it names: use it if you trust it, or "
-            "download it, look at that file and give the folder",
-            option,
-            source,
-            name,
-        )
+        _warn_of_code(option, source)
     try:
         return Path(fetch(name, str(source), fetch_config=hub()))
     except Exception as error:  # the hub's client has many kinds
@@ -75,6 +69,16 @@ def find_file(source, name, *, option):
             f"{option} is {source}: no such folder, and {name} did not come from the hub "
             f"({reason}): look at the name and at your connection"
         ) from error
+
+
+@functools.cache  # once for each source
+def _warn_of_code(option, source):
+    logger.warning(
+        "%s %s: a model of the hub, whose hyperparams.yaml runs what it names: use it if you trust "
+        "it, or download it, look at that file and give the folder",
+        option,
+        source,
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,7 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.positions import SinePositions
-from speechbrain_summarymixing.processes import gathered, highest, number_of_processes
+from speechbrain_summarymixing.processes import (
+    gathered,
+    highest,
+    number_of_processes,
+    taken_off_ddp,
+)
 from speechbrain_summarymixing.training import curves
 from speechbrain_summarymixing.training.random_states import RandomStates
 from speechbrain_summarymixing.training.schedules import make_schedule
@@ -297,22 +302,10 @@ class ExperimentBrain(sb.Brain):
         self._stage_began = time.monotonic()
         if stage != sb.Stage.TRAIN:
             self.measured, self._evaluated = {}, []
-            self._unwrap()
+            # so that processes may evaluate other numbers of batches
+            self._wrapped = taken_off_ddp(self.modules)
         elif self.augmentation is not None:
             self.augmentation.epoch.fill_(epoch)
-
-    def _unwrap(self):
-        """Lets processes evaluate other numbers of batches, with the main one's statistics."""
-        self._wrapped = {
-            name: module
-            for name, module in self.modules.items()
-            if isinstance(module, DistributedDataParallel)
-        }
-        for name, wrapped in self._wrapped.items():
-            for key, buffer in wrapped.module.named_buffers():
-                if key not in wrapped.parameters_to_ignore:
-                    torch.distributed.broadcast(buffer, 0)
-            self.modules[name] = wrapped.module
 
     def _share(self, loss):
         """Makes known to all what each has measured, in the order of one process; the mean loss."""
@@ -328,8 +321,7 @@ class ExperimentBrain(sb.Brain):
         """Logs; after validation also saves a checkpoint and draws the curves."""
         if stage != sb.Stage.TRAIN:
             stage_loss = self._share(stage_loss)
-            for name, module in self._wrapped.items():
-                self.modules[name] = module
+            self.modules.update(self._wrapped)
         if stage == sb.Stage.TRAIN:
             self.train_seconds += time.monotonic() - self._stage_began
             self.train_loss = float(stage_loss)

@@ -177,14 +177,16 @@ class CrashSafeCheckpointer(Checkpointer):
         UserError
             If one of them does not load.
         """
-        for checkpoint in checkpoints:
+
+        def load(file, map_location):
             try:
-                torch.load(checkpoint.paramfiles[name], map_location="cpu", weights_only=True)
+                return torch.load(file, map_location=map_location, weights_only=True)
             except MemoryError:
                 raise
             except Exception as error:
-                raise UserError(_unloadable(checkpoint.path, error)) from error
-        return average_checkpoints(checkpoints, recoverable_name=name)
+                raise UserError(_unloadable(file.parent, error)) from error
+
+        return average_checkpoints(checkpoints, name, parameter_loader=load)
 
     @main_process_only
     def _save_on_main(self, meta, end_of_epoch, name, verbosity):
