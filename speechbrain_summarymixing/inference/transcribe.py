@@ -17,6 +17,7 @@ from speechbrain_summarymixing.processes import check_device
 OPTION = "MODEL"
 CONTROLS = (0, 1, 2)  # tokens that spell nothing: unknown, also CTC's blank, begin and end
 SEGMENT_SECONDS = 20.0  # of models that do not tell theirs
+COMMAND_SECONDS = 30.0  # longest file that is one command to understand, as in training
 
 # From a command to what its models' hyperparams.yaml alone has, their files, and their interface.
 # EndToEndSLU would hold an understanding model's weights twice: it decodes as a recogniser does.
@@ -233,7 +234,8 @@ def understand(model, files, **batches):
     Yields
     ------
     Meaning
-        One for each file, in their order; where the model wrote no semantics, its error tells what.
+        One for each file, in their order; where the model wrote no semantics, or the file is longer
+        than COMMAND_SECONDS, its error tells what.
     """
     names = getattr(model.hparams, "label_names", None)  # old exports lack them
 
@@ -241,16 +243,29 @@ def understand(model, files, **batches):
         hypotheses, _ = _decode(model, wavs, lengths)
         return [model.tokenizer.decode_ids(tokens) for tokens in hypotheses]
 
-    for result in in_batches(model, files, answer, **batches):
+    for result in in_batches(model, files, answer, segment_seconds=COMMAND_SECONDS, **batches):
         if (texts := result.pop("answers", None)) is not None:
             try:
-                (text,) = texts or ("",)
-                parse(text, names)
-                result["semantics"] = json.loads(text)
+                result["semantics"] = _semantics(texts, result["seconds"], names)
             except ValueError as error:
-                what = f"the model's output {text!r} {error}" if texts else "has no speech"
-                result["error"] = f"{result['file']}: {what}"
+                result["error"] = f"{result['file']}: {error}"
         yield Meaning(**result)
+
+
+def _semantics(texts, seconds, names):
+    if seconds > COMMAND_SECONDS:
+        raise ValueError(
+            f"holds {seconds:.1f} s, and a command is {COMMAND_SECONDS:.0f} s at most: cut it into "
+            "its commands"
+        )
+    if not texts:
+        raise ValueError("has no speech")
+    (text,) = texts
+    try:
+        parse(text, names)
+    except ValueError as error:
+        raise ValueError(f"the model's output {text!r} {error}") from error
+    return json.loads(text)
 
 
 def classify(model, files, **batches):

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from speechbrain.inference.SLU import EndToEndSLU
 
@@ -155,6 +157,21 @@ def test_other_labels_than_in_training_are_no_meaning(names, understood, monkeyp
     assert [meaning.error is None for meaning in meanings] == understood
     assert [meaning.semantics is not None for meaning in meanings] == understood
     assert all("has the labels [" in m.error for m in meanings if m.error)
+
+
+def test_a_file_of_many_commands_is_refused_and_spoils_no_other(by_heart, meanings, tmp_path):
+    rows = read_manifest(meanings / "test.csv")[:2]
+    recording, files = tmp_path / "a day.wav", [row.wav for row in rows]
+    samples = np.concatenate([soundfile.read(file)[0] for file in files])
+    soundfile.write(recording, np.resize(samples, 31 * 16000), 16000)
+    model = transcribe.load_model(by_heart / "pretrained", "cpu", command="understand")
+    alone = list(transcribe.understand(model, files))
+    first, long, second = transcribe.understand(model, [files[0], recording, files[1]])
+    assert [first, second] == alone
+    assert long.semantics is None
+    assert long.error == (
+        f"{recording}: holds 31.0 s, and a command is 30 s at most: cut it into its commands"
+    )
 
 
 def test_debug_understands_two_utterances_in_a_folder_of_its_own(train, tmp_path):
