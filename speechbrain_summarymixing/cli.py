@@ -34,6 +34,8 @@ def main(argv=None):
     _add_answering(
         commands, "classify", "print the class of audio files", "class and its probability"
     )
+    _add_train(commands)
+    _add_flatten(commands)
     _add_shard(commands)
     _add_join(commands)
     add_benchmark(commands)
@@ -136,6 +138,53 @@ def _print(result, arguments):
         many = len(arguments.files) > 1
         name = result.file.translate(ESCAPED)  # a line for each file, whatever it is called
         print(f"{name}\t{result.line()}" if many else result.line(), flush=True)
+
+
+def _add_train(commands):
+    parser = commands.add_parser(
+        "train",
+        help="train, test and export a system",
+        description="Trains a system that comes with the package, or a YAML file of your own, as "
+        "train.py does in a clone. Every key of the file is an option (--lr 1e-3), and so are "
+        "SpeechBrain's run options (--device cuda).",
+    )
+    parser.add_argument("--list", action="store_true", help="print the systems' names and end")
+    parser.add_argument("system", nargs="?", metavar="SYSTEM", help="a name, or a YAML file")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="--key value")
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments):
+    from speechbrain_summarymixing import systems
+
+    if arguments.list:
+        for name, file in systems.names().items():
+            print(f"{name}\t{systems.headline(file)}")
+        return 0
+    if arguments.system is None:
+        raise UserError("train: no system is given: see summarymixing train --list")
+    from speechbrain_summarymixing.tasks.train import train
+
+    train([arguments.system, *arguments.options])
+    return 0
+
+
+def _add_flatten(commands):
+    parser = commands.add_parser(
+        "flatten",
+        help="print a system as one plain YAML file",
+        description="Prints a system and all that it includes as one file, to change as you like.",
+    )
+    parser.add_argument("system", metavar="SYSTEM", help="a name, or a YAML file")
+    parser.set_defaults(run=_flatten)
+
+
+def _flatten(arguments):
+    from speechbrain_summarymixing.systems import find
+    from speechbrain_summarymixing.training.flatten import flatten
+
+    print(flatten(find(arguments.system)), end="")
+    return 0
 
 
 def _add_shard(commands):

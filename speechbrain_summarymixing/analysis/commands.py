@@ -60,7 +60,7 @@ def _benchmark_cell(arguments):
 
 
 def _add_system_files(parser):
-    parser.add_argument("systems", nargs="*", metavar="SYSTEM.yaml", help="as train.py takes it")
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="a YAML file, or a name")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -187,7 +187,7 @@ def add_compare(commands):
         "size_option names",
     )
     compare.add_argument("--folder", default="results/compare", help="default: results/compare")
-    compare.add_argument("--train", metavar="TRAIN.py", help="a recipe's, for another task")
+    compare.add_argument("--train", metavar="TRAIN.py", help="your own, for a task of your own")
     compare.add_argument("--device", help="cpu, cuda (default: a GPU where there is one)")
     compare.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs side by side, of one thread each"

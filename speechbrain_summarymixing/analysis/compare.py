@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from speechbrain.utils.distributed import infer_device
@@ -22,6 +23,7 @@ from speechbrain_summarymixing.analysis.measuring import machine
 from speechbrain_summarymixing.analysis.provenance import checkout, versions
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import locked, write_atomically
+from speechbrain_summarymixing.systems import find
 
 RUN_FILE = "run.json"  # in a run's folder: what it depends on, and whether it is finished
 
@@ -58,7 +60,7 @@ def compare(
     match_parameters : bool
         As in `plan_runs`.
     train : str or None
-        A recipe's train.py, for another task than recognition.
+        A ``train.py`` of your own; None trains by each system's key ``task``.
     device : str or None
         Of the runs; None takes a GPU where there is one.
     jobs : int
@@ -84,10 +86,11 @@ def compare(
         After Ctrl-C or SIGTERM, when the runs have saved their state.
     """
     systems = [parse_system(text) for text in systems]
+    systems = [replace(system, file=str(find(system.file))) for system in systems]
     names = [system.name for system in systems]
     baseline = _checked(names, seeds, corpora, baseline, jobs)
     if train is not None and not Path(train).is_file():
-        raise UserError(f"--train {train}: no such file: give a recipe's train.py")
+        raise UserError(f"--train {train}: no such file: give a train.py")
     runs = plan_runs(
         systems,
         [parse_corpus(text) for text in corpora],

@@ -49,7 +49,7 @@ def run_jobs(jobs, ended, *, side_by_side=1, train=None, lock=None):
     side_by_side : int
         Processes at a time.
     train : str or None
-        A ``train.py`` to run; None trains recognisers.
+        A ``train.py`` to run; None trains by each system's key ``task``.
     lock : int or None
         A file descriptor that the processes inherit, and hold while they run.
 
@@ -136,10 +136,9 @@ def _train(train, arguments):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" lets it be ignored
     threading.Thread(target=_stop_with_the_input, daemon=True).start()
     if not train:
-        from speechbrain_summarymixing.tasks.recognition import ASR
-        from speechbrain_summarymixing.training.experiment import run
+        from speechbrain_summarymixing.tasks.train import train as train_by_task
 
-        run(arguments, ASR)
+        train_by_task(arguments)
         return
     sys.argv = [train, *arguments]
     sys.path[0] = str(Path(train).absolute().parent)

@@ -7,6 +7,7 @@ import ruamel.yaml
 import torch
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.systems import find
 from speechbrain_summarymixing.training.config import load_hyperparams, options_of
 
 FRAMES_PER_SECOND = 25  # after the two blocks of a front-end, each of which halves their number
@@ -95,6 +96,7 @@ def load_systems(paths, *, settings=(), device="cpu"):
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice:
         raise UserError(f"{twice} is given twice, but each system is measured once: leave one out")
+    paths = [str(find(path)) for path in paths]
     stems = [Path(path).stem for path in paths]
     names = [s if stems.count(s) == 1 else path for s, path in zip(stems, paths)]
     options = {path: options_of(path) for path in paths}

@@ -24,7 +24,7 @@ class Classification(SpeechTask):
     ``hparams/parts/classification.yaml`` as hyperparameters.
     """
 
-    makes = "class_lin"
+    name = "classification"
     metric = "error"
     target_names = ("label",)
 

@@ -45,7 +45,7 @@ class LanguageModel(ExperimentBrain):
     ``recipes/LibriSpeech/LM/hparams/transformer.yaml`` as hyperparameters.
     """
 
-    makes = "lm_model"
+    name = "language model"
     metric = "perplexity"
     unit = ""
     batch_option = "batch_sentences"

@@ -26,7 +26,7 @@ class ASR(SpeechTask):
     hyperparameters.
     """
 
-    makes = "ctc_lin"
+    name = "recognition"
     metric = "WER"
     target_names = tokens.SPELLED
     interface = RECOGNITION

@@ -21,6 +21,7 @@ class Understanding(ASR):
     the keys of ``hparams/parts/asr.yaml`` as hyperparameters.
     """
 
+    name = "understanding"
     metric = "TER"
     validates_by_ctc = reads_shards = False
     interface = UNDERSTANDING

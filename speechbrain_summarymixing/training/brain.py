@@ -57,7 +57,7 @@ class ExperimentBrain(sb.Brain):
     """
 
     reads_shards = False  # whether it can train on ``shards``
-    makes = "model"  # the key of its hyperparameters that other tasks' do not have
+    name = None  # what a system's key ``task`` calls it
     targets = None  # what ``prepare`` returned
     train_loggers = ()
     train_seconds = 0.0

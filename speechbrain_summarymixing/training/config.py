@@ -204,20 +204,32 @@ def _builds_without(path, overrides, key):
     return True
 
 
-def output_folder_of(path, overrides):
-    """Returns the output folder of a system's YAML file with options; nothing is built.
+def value_of(path, key, overrides=""):
+    """Returns the text of a key of a system's YAML file, or of its parts; nothing is built.
 
     Arguments
     ---------
     path : str or Path
         The system's YAML file.
+    key : str
     overrides : str or dict
         As in `route_overrides`.
+
+    Returns
+    -------
+    str or None
+        None where no file has the key.
     """
+    routed = route_overrides(path, overrides)
     with open(path, encoding="utf-8") as file:
-        resolved = resolve_references(file, route_overrides(path, overrides))
-    (folder,) = (v.value for k, v in yaml.compose(resolved).value if k.value == "output_folder")
-    return folder
+        level = [yaml.compose(resolve_references(file, routed))]
+    while level:  # the outermost file's goes before those of its parts
+        pairs = [pair for node in level for pair in node.value]
+        for name, value in pairs:
+            if name.value == key:
+                return value.value
+        level = [value for _, value in pairs if isinstance(value, yaml.MappingNode)]
+    return None
 
 
 def options_of(path):

@@ -34,8 +34,8 @@ from speechbrain_summarymixing.training.config import (
     load_hyperparams,
     options_given,
     options_of,
-    output_folder_of,
     route_overrides,
+    value_of,
 )
 from speechbrain_summarymixing.training.identity import (
     FREE_SETTINGS,
@@ -178,13 +178,13 @@ def start(argv, until_the_end=None, task=None):
     minutes, argv = _taken_out(argv, "--ckpt_interval_minutes")
     path, run_opts, overrides = sb.parse_arguments(argv)
     overrides = {**options_given(overrides), **minutes}
-    if task is not None and task.makes not in options_of(path):
+    if task is not None and (given := value_of(path, "task")) not in (None, task.name):
         raise UserError(
-            f"{path}: makes no {task.makes}, which {task.__name__} trains, so it is for another "
-            "train.py: give it to the one of its recipe"
+            f"{path}: is a system for the task {given}, not for {task.name}, which this train.py "
+            "trains: give it to the one of its recipe, or to summarymixing train"
         )
     if run_opts["debug"]:  # nothing of a real run is touched
-        overrides["output_folder"] = f"{output_folder_of(path, overrides)}-debug"
+        overrides["output_folder"] = value_of(path, "output_folder", overrides) + "-debug"
     routed = route_overrides(path, overrides)
     _check_run_options(run_opts)
     if run_opts["device"] == "cuda":  # of several processes each would take the first GPU

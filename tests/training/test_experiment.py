@@ -303,7 +303,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(command, tmp_path):
         (
             "recipes/Google-speech-commands/hparams/sumformer.yaml",
             {},
-            "makes no ctc_lin, which ASR",
+            "for the task classification, not for recognition, which this train.py trains",
         ),
         (
             "hparams/contextnet.yaml",
