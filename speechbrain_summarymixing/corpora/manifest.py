@@ -173,19 +173,42 @@ def _of_nemo(where, line, path):
 
 def _utterance(where, row):
     """An utterance of a row, whose values are text or numbers."""
-    key, given = row["ID"], {"duration": _seconds(where, row["ID"], "duration", row["duration"])}
-    for name in SEGMENT:
-        if row.get(name) not in (None, ""):
-            given[name] = _seconds(where, key, name, row[name])
-    utterance = Utterance(
-        key, wav=row["wav"], spk_id=str(row.get("spk_id") or ""), wrd=row["wrd"], **given
-    )
-    if not 0 <= utterance.start < utterance.stop:
+    key = row["ID"]
+    duration = _seconds(where, key, "duration", row["duration"])
+    segment = segment_of(where, key, *(row.get(name) for name in SEGMENT))
+    speaker = str(row.get("spk_id") or "")
+    return Utterance(key, duration, row["wav"], speaker, row["wrd"], *segment)
+
+
+def segment_of(where, key, start, stop):
+    """Reads where an utterance starts and stops in its file.
+
+    Arguments
+    ---------
+    where : str
+        File and line, for errors.
+    key : str
+        The utterance's ID.
+    start, stop : str, float or None
+        In seconds; None and "": where the file does.
+
+    Returns
+    -------
+    tuple of float
+
+    Raises
+    ------
+    UserError
+        If one is no number, start is below 0, or stop not after it.
+    """
+    start = 0.0 if start in (None, "") else _seconds(where, key, "start", start)
+    stop = math.inf if stop in (None, "") else _seconds(where, key, "stop", stop)
+    if not 0 <= start < stop:
         raise UserError(
-            f"{where}: {key} starts at {utterance.start:g} and stops at {utterance.stop:g} s, but "
-            "a segment starts at 0 or later and stops after that: mend it"
+            f"{where}: {key} starts at {start:g} and stops at {stop:g} s, but a segment starts at "
+            "0 or later and stops after that: mend it"
         )
-    return utterance
+    return start, stop
 
 
 def _seconds(where, key, name, value):
