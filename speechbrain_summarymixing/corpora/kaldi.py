@@ -123,8 +123,8 @@ def _paths(folder, recordings):
     if pipes:
         raise UserError(
             listed(f"{folder}: audio of {len(pipes)} recordings comes from commands", pipes)
-            + "\nwrite their output to files once and name these in wav.scp; sph, flac, mp3 and ogg "
-            "files, which a command would convert, are read as they are: name these themselves"
+            + "\nwrite their output to files once and name these in wav.scp; sph, flac, mp3 and "
+            "ogg files, which a command would convert, are read as they are: name these themselves"
         )
     if empty := [where for where, text in recordings.values() if not text]:
         raise UserError(listed(f"{len(empty)} recordings have no path", empty) + "\nadd them")
