@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -7,7 +8,7 @@ import soundfile
 import torch
 
 from speechbrain_summarymixing.audio import read_audio
-from speechbrain_summarymixing.corpora import an4, lhotse_cuts
+from speechbrain_summarymixing.corpora import lhotse_cuts
 from speechbrain_summarymixing.corpora.checks import check_manifests
 from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.errors import UserError
@@ -60,21 +61,19 @@ def test_paths_are_those_of_the_working_directory_or_of_the_folder(cut, tmp_path
 
 def test_cuts_that_cannot_be_used_are_named(cut, tmp_path):
     soundfile.write(tmp_path / "two.wav", numpy.zeros((16000, 2)), 16000)
-    one_of_two = lhotse.MonoCut(
-        **{**cut.__dict__, "recording": lhotse.Recording.from_file(tmp_path / "two.wav")}
-    )
-    memory = cut.with_id("memory").move_audio_to_memory()
+    one_of_two = replace(cut, recording=lhotse.Recording.from_file(tmp_path / "two.wav"))
+    [source] = cut.recording.sources
+    url = replace(cut.recording, sources=[replace(source, type="url")])
     cuts = {
         "fit": cut,
         "mixed": cut.pad(9),
         "silent": cut.drop_supervisions(),
-        "double": cut.map_supervisions(lambda s: s),
-        "audioless": cut.drop_recording(),
-        "memory": memory,
+        "double": replace(cut, supervisions=cut.supervisions * 2),
+        "audioless": replace(cut, recording=None),
+        "url": replace(cut, recording=url),
         "channel": one_of_two,
         "fast": cut.perturb_speed(1.1),
     }
-    cuts["double"].supervisions = cut.supervisions * 2
     with pytest.raises(UserError, match="train.jsonl.gz: 7 cuts cannot be used") as error:
         prepare(tmp_path, *(c.with_id(key) for key, c in cuts.items()))
     for told in (
@@ -82,7 +81,7 @@ def test_cuts_that_cannot_be_used_are_named(cut, tmp_path):
         "silent: has 0 supervisions",
         "double: has 2 supervisions",
         "audioless: has no recording",
-        "memory: its audio is of memory",
+        "url: its audio is of url",
         "channel: is one of 2 channels",
         "fast: its audio is changed by Speed",
     ):
@@ -101,16 +100,16 @@ def test_files_that_are_no_cut_set(cut, tmp_path):
 
 
 def test_real_speech(speech_data, tmp_path):
-    path = an4.prepare(speech_data / "an4", tmp_path, splits=["test"], progress=False)["test"]
-    rows = read_manifest(path)[:10]
-    cuts = {u.ID: cut_of(u.wav, u.ID, u.wrd, u.spk_id) for u in rows}
+    chapter = sorted((speech_data / "LibriSpeech" / "dev-clean").glob("*/*"))[0]
+    [lines] = chapter.glob("*.trans.txt")
+    texts = dict(line.split(" ", 1) for line in lines.read_text().splitlines()[:5])
+    cuts = {key: cut_of(chapter / f"{key}.flac", key, text) for key, text in texts.items()}
     parts = [c.truncate(offset=0.25, duration=0.5).with_id(f"{k}-part") for k, c in cuts.items()]
     cuts |= {c.id: c for c in parts}
     found = prepare(tmp_path, *cuts.values())
-    whole = [u for u in found if u.ID in {row.ID for row in rows}]
-    assert [(u.duration, u.wrd, u.spk_id, u.wav) for u in whole] == [
-        (u.duration, u.wrd, u.spk_id, u.wav) for u in rows
-    ]
+    assert {u.ID: (u.wrd, u.duration) for u in found} == {
+        key: (cut.supervisions[0].text, cut.duration) for key, cut in cuts.items()
+    }
     for u in found:
         heard = read_audio(u.wav, start=u.start, stop=u.stop)
         assert heard.equal(torch.from_numpy(cuts[u.ID].load_audio()[0]))
