@@ -1,6 +1,7 @@
 """Cut sets of lhotse: <split>.jsonl.gz, read by lhotse itself; their audio by our own reader."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 from speechbrain_summarymixing.corpora.corpus import Corpus
@@ -52,9 +53,7 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
         manifests[split] = remade(
             Path(save_folder) / f"{split}.csv",
             [path, *(row[1] for row in rows)],
-            lambda rows=rows, split=split: probe(
-                rows, workers=workers, progress=progress, description=split
-            ),
+            partial(probe, rows, workers=workers, progress=progress, description=split),
         )
     return manifests
 
