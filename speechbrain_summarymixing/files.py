@@ -184,8 +184,10 @@ def placed(path, *folders):
     *folders : Path
         Looked into in this order, where the working directory does not have it.
     """
+    if os.path.isabs(path):
+        return path
     places = (Path(path), *(folder / path for folder in folders))
-    return str(next((place for place in places if place.is_file()), Path(path)).absolute())
+    return str(next((place for place in places if place.is_file()), places[0]).absolute())
 
 
 def made_once(path, source, make, *, refusal=None):

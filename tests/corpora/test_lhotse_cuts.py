@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 from dataclasses import replace
 
 import numpy
@@ -97,6 +98,13 @@ def test_files_that_are_no_cut_set(cut, tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match="train.jsonl.gz: cannot be read as a cut set"):
             lhotse_cuts.prepare(tmp_path, tmp_path / "manifests", splits=["train"])
+
+
+def test_without_lhotse(cut, tmp_path, monkeypatch):
+    lhotse.CutSet.from_cuts([cut]).to_file(tmp_path / "train.jsonl.gz")
+    monkeypatch.setitem(sys.modules, "lhotse", None)
+    with pytest.raises(UserError, match="lhotse, which is not installed: pip install .*.lhotse."):
+        lhotse_cuts.prepare(tmp_path, tmp_path / "manifests", splits=["train"])
 
 
 def test_real_speech(speech_data, tmp_path):
