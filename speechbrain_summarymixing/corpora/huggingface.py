@@ -49,7 +49,7 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     for split in splits:
         data = _load(str(data_folder), split)
         columns = _columns(data, f"{data_folder}, {split}")
-        name = re.sub(r"[./]+", "-", split)
+        name = re.sub(r"[^\w-]+", "-", split).strip("-")  # of files and IDs
         folder = Path(save_folder).absolute() / f"{name}-audio"
         rows, within = _rows(data, columns, folder, name)
         source = {"fingerprint": data._fingerprint, "columns": columns}

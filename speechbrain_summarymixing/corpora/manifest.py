@@ -162,7 +162,8 @@ def _of_nemo(where, line, path):
     wav = os.path.normpath(path.parent / os.path.expanduser(texts["wav"]))
     place = os.path.relpath(os.path.splitext(wav)[0], path.parent.absolute().parent)
     key = re.sub(r"[./\\]+", "-", place).strip("-")
-    row = {**texts, "ID": key, "wav": wav, "spk_id": entry.get("speaker")}
+    speaker = entry.get("speaker")
+    row = {**texts, "ID": key, "wav": wav, "spk_id": "" if speaker is None else str(speaker)}
     if (offset := entry.get("offset")) is None:
         return _utterance(where, row)
     start = _seconds(where, key, "offset", offset)
@@ -176,8 +177,7 @@ def _utterance(where, row):
     key = row["ID"]
     duration = _seconds(where, key, "duration", row["duration"])
     segment = segment_of(where, key, *(row.get(name) for name in SEGMENT))
-    speaker = str(row.get("spk_id") or "")
-    return Utterance(key, duration, row["wav"], speaker, row["wrd"], *segment)
+    return Utterance(key, duration, row["wav"], row.get("spk_id") or "", row["wrd"], *segment)
 
 
 def segment_of(where, key, start, stop):

@@ -206,12 +206,12 @@ def test_json_lines_of_nemo(tmp_path):
     path = nemo(
         folder / "train.json",
         {"audio_filepath": "wavs/a.1.wav", "duration": 1.5, "text": "hey you", "lang": "en"},
-        {"audio_filepath": "../b.flac", "duration": 2, "text": "ho", "offset": 0.25, "speaker": 7},
+        {"audio_filepath": "../b.flac", "duration": 2, "text": "ho", "offset": 0.25, "speaker": 0},
         {"audio_filepath": str(tmp_path / "c.flac"), "duration": 1, "text": "", "offset": None},
     )
     assert read_manifest(path) == [
         Utterance("corpus-wavs-a-1", 1.5, str(folder / "wavs/a.1.wav"), "", "hey you"),
-        Utterance("b-0_250-2_250", 2.0, str(tmp_path / "b.flac"), "7", "ho", 0.25, 2.25),
+        Utterance("b-0_250-2_250", 2.0, str(tmp_path / "b.flac"), "0", "ho", 0.25, 2.25),
         Utterance("c", 1.0, str(tmp_path / "c.flac"), "", ""),
     ]
 
