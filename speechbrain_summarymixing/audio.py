@@ -1,8 +1,9 @@
-"""Reading audio of any format, rate and number of channels as mono at one rate."""
+"""Reading audio of any format, rate and number of channels as mono at one rate; writing flac."""
 
 import functools
 import io
 import logging
+import math
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 UNKNOWN_FRAMES = 2**63 - 1  # of libsndfile, for a flac that was written to a pipe
 LOWEST_RATE = 4000  # Hz: at a lower one no speech is left, and resampling makes it long
 MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
+SETTLING = {"MP3": 1.0, "OGG": 1.0}  # s that are decoded before a segment is as in the whole
 LOUDEST = 10.0  # of a sample; full scale is 1, and a lossy file may pass it a little
 CANCELLED = 0.1  # of the power of independent channels: what is left of them is not the speech
 PAUSE = 0.3  # s, of which the quietest is looked for
@@ -73,8 +75,8 @@ def audio_info(path, *, to_the_end=False):
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
 
-def read_audio(source, sample_rate=16000, *, name=None):
-    """Reads a file as mono at a rate.
+def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf):
+    """Reads a file, or a segment of it, as mono at a rate.
 
     Arguments
     ---------
@@ -85,6 +87,9 @@ def read_audio(source, sample_rate=16000, *, name=None):
         first file of each kind.
     name : str or None
         What errors and the log call it; None: its path.
+    start, stop : float
+        Where the segment begins and ends, in seconds of the file, whose end it does not pass. What
+        lies outside is not decoded.
 
     Returns
     -------
@@ -94,12 +99,12 @@ def read_audio(source, sample_rate=16000, *, name=None):
     Raises
     ------
     UserError
-        If the file is missing, empty, cut short (which an mp3 need not tell), no audio, or
-        holds NaN, infinity or samples far beyond full scale.
+        If the file is missing, empty, cut short (which an mp3 need not tell), no audio, ends
+        before the segment, or holds NaN, infinity or samples far beyond full scale.
     """
     path = source if name is None else name
     with _open(source, path) as file:
-        samples = _mono(_read(file, path), path)
+        samples = _mono(_segment(file, path, start, stop), path)
         return _resampled(samples, file.samplerate, sample_rate, path)
 
 
@@ -147,6 +152,27 @@ def read_segments(path, sample_rate=16000, *, longest):
         yield _resampled(held, rate, sample_rate, path)
 
 
+def flac_of(waveform, sample_rate, *, bits=16):
+    """Writes a waveform as the content of a flac file.
+
+    Arguments
+    ---------
+    waveform : torch.Tensor or numpy.ndarray
+        (T,), float, of which full scale is 1.
+    sample_rate : int
+        In Hz.
+    bits : int
+        Of a sample: 16, or 24, which keep the mean of channels and what a lossy file holds.
+
+    Returns
+    -------
+    bytes
+    """
+    content = io.BytesIO()
+    soundfile.write(content, waveform, sample_rate, format="FLAC", subtype=f"PCM_{bits}")
+    return content.getvalue()
+
+
 def has_speech(waveform, sample_rate=16000):
     """Whether a waveform is anything but silence or steady noise, in which no speech can be.
 
@@ -164,11 +190,32 @@ def has_speech(waveform, sample_rate=16000):
     return bool(power.max() > STEADY * power.min())
 
 
-def _read(file, path, frames=-1):
-    """The next frames of a file as they are, (T, C), float32; -1: all that are left."""
-    wanted = file.frames - file.tell() if frames < 0 else frames
+def _segment(file, path, start, stop):
+    """The frames of a file from one second to another as they are, (T, C), float32."""
+    rate = file.samplerate
+    first = round(start * rate)
+    frames = round(min(stop, file.frames / rate) * rate) - first
+    before = min(first, round(SETTLING.get(file.format, 0.0) * rate))
+    samples = torch.empty(0, file.channels)
+    if frames > 0:
+        samples = _read(file, path, before + frames, first - before)[before:]
+    if len(samples) == 0:
+        raise UserError(
+            f"{path}: has no sample from {start:g} to {stop:g} s, but ends at "
+            f"{file.frames / rate:g} s: give a segment within"
+        )
+    return samples
+
+
+def _read(file, path, frames=-1, first=None):
+    """Frames of a file as they are, (T, C), float32; -1: all that are left; None: the next."""
+    here = file.tell()
+    first = here if first is None else first
+    wanted = file.frames - first if frames < 0 else frames
     padding = MP3_PADDING if file.format == "MP3" else 0
     try:
+        if first != here:
+            file.seek(first)
         samples = torch.from_numpy(file.read(frames, dtype="float32", always_2d=True))
     except MemoryError as error:
         raise UserError(
@@ -176,9 +223,9 @@ def _read(file, path, frames=-1):
         ) from error
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path}: cannot be decoded ({error}): replace the file") from error
-    if (missing := wanted - len(samples)) > padding:
+    if wanted - len(samples) > padding:
         raise UserError(
-            f"{path}: cut short, {file.frames - missing} of the {file.frames} samples that its "
+            f"{path}: cut short, {first + len(samples)} of the {file.frames} samples that its "
             "header promises: replace the file"
         )
     return samples
@@ -264,6 +311,12 @@ def _open(source, path=None):
         raise UserError(
             f"{path}: its header says {file.samplerate} Hz, but speech has {LOWEST_RATE} Hz or "
             "more: mend the header, or replace the file"
+        )
+    if not file.seekable():
+        file.close()
+        raise UserError(
+            f"{path}: its encoding, {file.subtype_info}, is read from the beginning alone: convert "
+            "it to wav with 16 bits, or flac"
         )
     if file.frames == 0:
         file.close()

@@ -194,7 +194,7 @@ def _add_shard(commands):
         description="Writes the utterances of a manifest, shuffled, into tar files of webdataset's "
         "layout: <ID>.flac (or wav, mp3, …) as it is and <ID>.json with duration, spk_id and wrd.",
     )
-    parser.add_argument("manifest", metavar="MANIFEST.csv", help="as train.py takes it")
+    parser.add_argument("manifest", metavar="MANIFEST", help="as train.py's --train_csv")
     parser.add_argument("folder", metavar="FOLDER", help="made anew")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -231,7 +231,7 @@ def _add_join(commands):
         description="Joins the utterances of a manifest, shuffled, to longer recordings with "
         "pauses between, and writes their manifest: to train or test on long audio.",
     )
-    parser.add_argument("manifest", metavar="MANIFEST.csv", help="as train.py takes it")
+    parser.add_argument("manifest", metavar="MANIFEST", help="as train.py's --train_csv")
     parser.add_argument("folder", metavar="FOLDER", help="made anew")
     parser.add_argument(
         "--seconds",

@@ -174,6 +174,22 @@ def read_lines(path):
         ) from error
 
 
+def placed(path, *folders):
+    """Returns the absolute path of a file, which stands in the working directory or in a folder.
+
+    Arguments
+    ---------
+    path : str
+        As it is written.
+    *folders : Path
+        Looked into in this order, where the working directory does not have it.
+    """
+    if os.path.isabs(path):
+        return path
+    places = (Path(path), *(folder / path for folder in folders))
+    return str(next((place for place in places if place.is_file()), places[0]).absolute())
+
+
 def made_once(path, source, make, *, refusal=None):
     """Makes a file, unless its stamp says that it was made from the same before.
 

@@ -1,15 +1,14 @@
 """Long recordings made of short ones: the utterances of a manifest joined, with pauses between."""
 
-import io
 import random
 from pathlib import Path
 
 import numpy
-import soundfile
 from tqdm import tqdm
 
-from speechbrain_summarymixing.audio import read_audio
-from speechbrain_summarymixing.corpora.manifest import Utterance, read_checked, write_manifest
+from speechbrain_summarymixing.audio import flac_of, read_audio
+from speechbrain_summarymixing.corpora.checks import read_checked
+from speechbrain_summarymixing.corpora.manifest import Utterance, write_manifest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import new_folder
 
@@ -37,7 +36,7 @@ def join(
     Arguments
     ---------
     manifest : str or Path
-        CSV, as for `corpora.manifest.read_manifest`.
+        As for `corpora.manifest.read_manifest`.
     folder : str or Path
         Made anew: ``<name of the manifest>.csv`` and the recordings, flac, in ``audio``.
     seconds : tuple of float
@@ -85,7 +84,7 @@ def join(
                 file = Path("audio") / f"joined-{index:06d}.flac"
                 noise = numpy.random.default_rng([seed, index])
                 samples = _samples(group, pauses, sample_rate, noise)
-                (new / file).write_bytes(_flac(samples, sample_rate))
+                (new / file).write_bytes(flac_of(samples, sample_rate))
                 rows.append(_row(group, folder.absolute() / file, len(samples) / sample_rate))
                 bar.update(len(group))
         write_manifest(new / csv, rows)
@@ -112,16 +111,11 @@ def _groups(utterances, seconds, pause, drawn):
 def _samples(group, pauses, sample_rate, noise):
     parts = []
     for utterance, gap in zip(group, [*pauses, 0.0]):
-        parts.append(read_audio(utterance.wav, sample_rate).numpy())
+        part = {"start": utterance.start, "stop": utterance.stop}
+        parts.append(read_audio(utterance.wav, sample_rate, **part).numpy())
         quiet = noise.normal(scale=PAUSE_LEVEL, size=round(gap * sample_rate))
         parts.append(quiet.astype(numpy.float32))
     return numpy.concatenate(parts)
-
-
-def _flac(samples, sample_rate):
-    content = io.BytesIO()
-    soundfile.write(content, samples, sample_rate, format="FLAC")
-    return content.getvalue()
 
 
 def _row(group, path, duration):

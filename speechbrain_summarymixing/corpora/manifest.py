@@ -1,28 +1,29 @@
-"""Manifests: CSV files with a line for each utterance, as SpeechBrain's recipes have them."""
+"""Manifests: a line for each utterance, CSV as SpeechBrain's recipes have it, or JSON as NeMo's."""
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
+import re
 import stat
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from speechbrain_summarymixing.audio import audio_info
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import made_once, write_atomically
+from speechbrain_summarymixing.files import made_once, write_table
 
 REQUIRED = ("ID", "duration", "wav", "wrd")
+NEMO = {"audio_filepath": "wav", "text": "wrd", "duration": "duration"}  # keys of its manifests
+JSON_LINES = (".json", ".jsonl")
 SHOWN = 20  # utterances named of each kind of problem
 STATS_AT_ONCE = 32  # of a disk behind a network
 PROBED = 2  # raised when files are looked at in another way: manifests are made anew
-NEAR = 0.1, 0.02  # seconds, and part of the audio, by which a written duration may be off
+NEAR = 0.1, 0.02  # seconds, and part of the audio, by which what is written may be off
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Utterance:
         Speaker, "" if unknown.
     wrd : str
         Transcript: words and spaces.
+    start, stop : float
+        Of its segment of the audio, in seconds; 0 and infinity: all of it.
     """
 
     ID: str
@@ -47,9 +50,26 @@ class Utterance:
     wav: str
     spk_id: str
     wrd: str
+    start: float = 0.0
+    stop: float = math.inf
+
+    @property
+    def is_segment(self):
+        """Whether it is a part of its audio."""
+        return (self.start, self.stop) != (0.0, math.inf)
+
+    def seconds_in(self, whole):
+        """Its seconds in audio of so many, or why it is not in there."""
+        if self.start >= whole or whole + NEAR[0] < self.stop < math.inf:
+            return (
+                f"{self.wav}: ends at {whole:g} s, but start and stop, in seconds, are "
+                f"{self.start:g} and {self.stop:g}"
+            )
+        return min(self.stop, whole) - self.start
 
 
 COLUMNS = tuple(field.name for field in fields(Utterance))
+SEGMENT = ("start", "stop")  # columns where an utterance is a part of its file
 
 
 def write_manifest(path, utterances):
@@ -58,21 +78,25 @@ def write_manifest(path, utterances):
     Arguments
     ---------
     path : str or Path
-    utterances : iterable of Utterance
+    utterances : list of Utterance
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(astuple(utterance) for utterance in utterances)
-    write_atomically(path, text.getvalue())
+    rows = [["" if value == math.inf else value for value in astuple(u)] for u in utterances]
+    segments = any(u.is_segment for u in utterances)
+    columns = COLUMNS if segments else COLUMNS[: -len(SEGMENT)]
+    write_table(path, columns, [row[: len(columns)] for row in rows])
 
 
 def read_manifest(path, *, data_root=None):
-    """Reads a CSV file with the columns ID, duration, wav, wrd and perhaps spk_id.
+    """Reads a CSV file, or the JSON lines of NeMo's manifests.
+
+    Columns are ID, duration, wav, wrd and perhaps spk_id, start and stop. NeMo's keys are
+    audio_filepath, which is relative to the manifest, duration, text and perhaps speaker and, of a
+    segment, offset; an ID is made of the path and the segment.
 
     Arguments
     ---------
     path : str or Path
+        Of JSON lines, if it ends in .json or .jsonl.
     data_root : str or Path or None
         What ``$data_root`` in the column wav stands for.
 
@@ -83,19 +107,16 @@ def read_manifest(path, *, data_root=None):
     Raises
     ------
     UserError
-        If the file cannot be read, lacks a column or a value, or has no line.
+        If the file cannot be read, lacks a column or a value, has a segment that cannot be, or has
+        no line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(
-                    f"{path}: no column {', '.join(missing)}: the first line must name the columns "
-                    f"{', '.join(REQUIRED)} (and spk_id, if known); it is "
-                    f"{', '.join(reader.fieldnames or []) or 'empty'}"
-                )
-            rows = [_utterance(row, path, reader.line_num, data_root) for row in reader]
+            if Path(path).suffix in JSON_LINES:
+                lines = ((f"{path}, line {i}", line) for i, line in enumerate(file, 1))
+                rows = [_of_nemo(where, line, Path(path)) for where, line in lines if line.strip()]
+            else:
+                rows = list(_of_csv(file, path, data_root))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or (
             f"{error}: is a quotation mark open?" if isinstance(error, csv.Error) else "not UTF-8"
@@ -106,23 +127,95 @@ def read_manifest(path, *, data_root=None):
     return rows
 
 
-def _utterance(row, path, line, data_root):
-    values = {name: row.get(name) for name in REQUIRED}
-    for name, value in values.items():
-        if value is None or (name in ("ID", "wav") and not value.strip()):
-            raise UserError(f"{path}, line {line}: no value for {name}: add it")
-    try:
-        duration = float(values["duration"])
-    except ValueError as error:
+def _of_csv(file, path, data_root):
+    reader = csv.DictReader(file, skipinitialspace=True)
+    missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
+    if missing:
         raise UserError(
-            f"{path}, line {line}: duration is {values['duration']!r}, but must be seconds"
+            f"{path}: no column {', '.join(missing)}: the first line must name the columns "
+            f"{', '.join(REQUIRED)} (and spk_id, if known); it is "
+            f"{', '.join(reader.fieldnames or []) or 'empty'}"
+        )
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        for name in REQUIRED:
+            if row[name] is None or (name in ("ID", "wav") and not row[name].strip()):
+                raise UserError(f"{where}: no value for {name}: add it")
+        if "$data_root" in row["wav"]:
+            if data_root is None:
+                raise UserError(f"{where}: wav has $data_root: give --data_folder")
+            row["wav"] = row["wav"].replace("$data_root", str(data_root))
+        yield _utterance(where, row)
+
+
+def _of_nemo(where, line, path):
+    try:
+        entry = json.loads(line)
+        texts = {ours: entry[theirs] for theirs, ours in NEMO.items()}
+        if not (isinstance(texts["wav"], str) and isinstance(texts["wrd"], str)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: {line.strip()[:80]!r} is no JSON object with {', '.join(NEMO)}, as each "
+            "line of NeMo's manifests: mend it"
         ) from error
-    wav = values["wav"]
-    if "$data_root" in wav:
-        if data_root is None:
-            raise UserError(f"{path}, line {line}: wav has $data_root: give --data_folder")
-        wav = wav.replace("$data_root", str(data_root))
-    return Utterance(values["ID"], duration, wav, row.get("spk_id") or "", values["wrd"])
+    wav = os.path.normpath(path.parent / os.path.expanduser(texts["wav"]))
+    place = os.path.relpath(os.path.splitext(wav)[0], path.parent.absolute().parent)
+    key = re.sub(r"[./\\]+", "-", place).strip("-")
+    speaker = entry.get("speaker")
+    row = {**texts, "ID": key, "wav": wav, "spk_id": "" if speaker is None else str(speaker)}
+    if (offset := entry.get("offset")) is None:
+        return _utterance(where, row)
+    start = _seconds(where, key, "offset", offset)
+    stop = start + _seconds(where, key, "duration", texts["duration"])
+    row["ID"] = f"{key}-{start:.3f}-{stop:.3f}".replace(".", "_")
+    return _utterance(where, {**row, "start": start, "stop": stop})
+
+
+def _utterance(where, row):
+    """An utterance of a row, whose values are text or numbers."""
+    key = row["ID"]
+    duration = _seconds(where, key, "duration", row["duration"])
+    segment = segment_of(where, key, *(row.get(name) for name in SEGMENT))
+    return Utterance(key, duration, row["wav"], row.get("spk_id") or "", row["wrd"], *segment)
+
+
+def segment_of(where, key, start, stop):
+    """Reads where an utterance starts and stops in its file.
+
+    Arguments
+    ---------
+    where : str
+        File and line, for errors.
+    key : str
+        The utterance's ID.
+    start, stop : str, float or None
+        In seconds; None and "": where the file does.
+
+    Returns
+    -------
+    tuple of float
+
+    Raises
+    ------
+    UserError
+        If one is no number, start is below 0, or stop not after it.
+    """
+    start = 0.0 if start in (None, "") else _seconds(where, key, "start", start)
+    stop = math.inf if stop in (None, "") else _seconds(where, key, "stop", stop)
+    if not 0 <= start < stop:
+        raise UserError(
+            f"{where}: {key} starts at {start:g} and stops at {stop:g} s, but a segment starts at "
+            "0 or later and stops after that: mend it"
+        )
+    return start, stop
+
+
+def _seconds(where, key, name, value):
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {name} is {value!r} of {key}, but must be seconds") from error
 
 
 def probe(files, *, workers=None, progress=True, description="reading durations"):
@@ -131,7 +224,7 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     Arguments
     ---------
     files : list of tuple
-        (ID, path, speaker, transcript).
+        (ID, path, speaker, transcript) and, of a segment, start and stop in seconds.
     workers : int or None
         Threads; None: two for each core.
     progress : bool
@@ -146,37 +239,40 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     Raises
     ------
     UserError
-        If files cannot be read; it names them.
+        If files cannot be read, or segments are not in them; it names them.
     """
-    files = sorted(files)
-    seconds = durations(
-        [wav for _, wav, _, _ in files],
-        workers=workers,
-        progress=progress,
-        description=description,
-    )
-    if problems := [found for found in seconds if isinstance(found, str)]:
-        raise UserError(listed(f"{len(problems)} of {len(files)} files are no audio", problems))
-    return [
-        Utterance(key, duration, str(wav), speaker, words)
-        for (key, wav, speaker, words), duration in zip(files, seconds)
+    rows = [
+        Utterance(key, math.nan, str(wav), speaker, words, *segment)
+        for key, wav, speaker, words, *segment in sorted(files)
     ]
+    wholes = durations(
+        [row.wav for row in rows], workers=workers, progress=progress, description=description
+    )
+    if problems := [found for found in wholes.values() if isinstance(found, str)]:
+        raise UserError(listed(f"{len(problems)} of {len(wholes)} files are no audio", problems))
+    seconds = [row.seconds_in(wholes[row.wav]) for row in rows]
+    outside = [f"{u.ID}: {found}" for u, found in zip(rows, seconds) if isinstance(found, str)]
+    if outside:
+        raise UserError(listed(f"{len(outside)} segments are not in their audio", outside))
+    return [replace(row, duration=duration) for row, duration in zip(rows, seconds)]
 
 
 def durations(paths, *, workers=None, progress=True, description="reading durations"):
-    """Opens audio files, in parallel.
+    """Opens audio files, each once, in parallel.
 
     Arguments
     ---------
-    paths : list of str or Path
+    paths : iterable of str
+        A file of several segments may occur several times.
     workers, progress, description
         As in `probe`.
 
     Returns
     -------
-    list of float or str
-        Of each file its seconds, or why it cannot be used.
+    dict
+        From each path to its seconds, or to why the file cannot be used (str).
     """
+    paths = list(dict.fromkeys(paths))
 
     def read(path):
         try:
@@ -187,7 +283,8 @@ def durations(paths, *, workers=None, progress=True, description="reading durati
     with ThreadPoolExecutor(workers or 2 * (os.cpu_count() or 1)) as pool:
         found = pool.map(read, paths)
         hidden = not (progress and paths)
-        return list(tqdm(found, description, total=len(paths), unit="utt", disable=hidden))
+        bar = tqdm(found, description, total=len(paths), unit="file", disable=hidden)
+        return dict(zip(paths, bar))
 
 
 def remade(path, files, make, settings=None):
@@ -237,7 +334,7 @@ def _status(file):
 
 def _digest(files, settings):
     digest = hashlib.sha256()
-    files = sorted(map(str, files))
+    files = sorted(set(map(str, files)))
     with ThreadPoolExecutor(STATS_AT_ONCE) as pool:
         for file, status in zip(files, pool.map(_status, files)):
             if status is not None:
@@ -246,148 +343,6 @@ def _digest(files, settings):
     if settings is not None:
         digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def check_manifests(
-    manifests, *, spell=None, training_splits=("train",), open_audio=False, progress=True
-):
-    """Checks all utterances of an experiment before it starts.
-
-    Arguments
-    ---------
-    manifests : dict
-        From each split to its utterances.
-    spell : callable or None
-        Returns why a transcript cannot be written in the tokens, or None.
-    training_splits : sequence of str
-    open_audio : bool
-        Open each file, and compare its duration: for manifests that `probe` did not make.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    list of str
-        Warnings: transcripts beside training that cannot be written in the tokens, and speakers of
-        a training split that occur in another.
-
-    Raises
-    ------
-    UserError
-        One report of all missing and unreadable files, wrong durations, empty transcripts, training
-        transcripts that cannot be spelled, and IDs that occur twice.
-    """
-    kinds, unspelled = {}, {}
-
-    def problem(kind, split, utterance, detail):
-        kinds.setdefault(kind, []).append(f"{split}: {utterance.ID}: {detail}")
-
-    counts = Counter(u.ID for rows in manifests.values() for u in rows)
-    for split, rows in manifests.items():
-        there = [os.path.isfile(u.wav) for u in rows]
-        paths = [u.wav for u, is_there in zip(rows, there) if is_there and open_audio]
-        found = iter(durations(paths, progress=progress, description=f"checking {split}"))
-        for u, is_there in zip(rows, there):
-            seconds = next(found) if is_there and open_audio else u.duration
-            if not is_there:
-                problem("missing audio files", split, u, u.wav)
-            elif isinstance(seconds, str):
-                problem("unreadable audio files", split, u, seconds)
-            elif abs(u.duration - seconds) > NEAR[0] + NEAR[1] * seconds:
-                detail = f"{u.duration:g} s, but the audio has {seconds:g} s by its header"
-                problem("durations that are not the audio's", split, u, detail)
-            if not (math.isfinite(u.duration) and u.duration > 0):
-                problem("durations that are not above 0", split, u, f"{u.duration:g} s")
-            if not u.wrd.strip():
-                problem("empty transcripts", split, u, repr(u.wrd))
-            elif spell is not None and (reason := spell(u.wrd)):
-                if split in training_splits:
-                    problem("transcripts that cannot be spelled", split, u, reason)
-                else:
-                    unspelled.setdefault(split, []).append(f"{u.ID}: {reason}")
-            if counts[u.ID] > 1:
-                problem("IDs that occur more than once", split, u, u.wav)
-    empty = [f"{split}: no utterance" for split, rows in manifests.items() if not rows]
-    if empty:
-        kinds["empty manifests"] = empty
-    if kinds:
-        report = [listed(f"{len(rows)} {kind}", rows) for kind, rows in kinds.items()]
-        raise UserError(
-            "the manifests cannot be used:\n"
-            + "\n".join(report)
-            + "\nmend these lines or leave them out"
-        )
-    warnings = [
-        listed(f"{len(rows)} transcripts of {split} that no hypothesis can equal", rows)
-        for split, rows in unspelled.items()
-    ]
-    return warnings + _shared_speakers(manifests, training_splits)
-
-
-def read_checked(path, *, data_root=None, progress=True):
-    """Reads a manifest whose utterances can all be used: their audio is opened.
-
-    Arguments
-    ---------
-    path, data_root
-        As for `read_manifest`.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    list of Utterance
-
-    Raises
-    ------
-    UserError
-        As `read_manifest` and `check_manifests`.
-    """
-    rows = read_manifest(path, data_root=data_root)
-    check_manifests({Path(path).stem: rows}, training_splits=(), open_audio=True, progress=progress)
-    return rows
-
-
-def sensible(rows, *, min_seconds, max_seconds):
-    """Leaves out utterances that are too short or too long to train on.
-
-    Arguments
-    ---------
-    rows : list of Utterance
-    min_seconds, max_seconds : float
-        Of the shortest and the longest that stay.
-
-    Returns
-    -------
-    list of Utterance
-        Those that stay.
-    str or None
-        A report of the others.
-    """
-    kept, out = [], []
-    for u in rows:
-        (kept if min_seconds <= u.duration <= max_seconds else out).append(u)
-    if not out:
-        return kept, None
-    hours = sum(u.duration for u in out) / 3600
-    title = (
-        f"{len(out)} of {len(rows)} utterances ({hours:.2f} h) are left out of training: outside "
-        f"{min_seconds:g} to {max_seconds:g} s (--min_seconds, --max_seconds)"
-    )
-    return kept, listed(title, [f"{u.ID}: {u.duration:g} s" for u in out])
-
-
-def _shared_speakers(manifests, training_splits):
-    def speakers(split):
-        return {u.spk_id for u in manifests[split] if u.spk_id}
-
-    known = set().union(*(speakers(split) for split in training_splits))
-    return [
-        f"{len(shared)} speakers of {split} occur in training too, so its error rates flatter: "
-        + ", ".join(sorted(shared)[:SHOWN])
-        for split in manifests
-        if split not in training_splits and (shared := speakers(split) & known)
-    ]
 
 
 def listed(title, lines):

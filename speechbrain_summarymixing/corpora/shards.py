@@ -15,7 +15,9 @@ from pathlib import Path
 from speechbrain.dataio.dataloader import WDS_AVAILABLE
 from tqdm import tqdm
 
-from speechbrain_summarymixing.corpora.manifest import listed, read_checked
+from speechbrain_summarymixing.audio import audio_info, flac_of, read_audio
+from speechbrain_summarymixing.corpora.checks import read_checked
+from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import new_folder
 
@@ -43,7 +45,7 @@ def write_shards(
     Arguments
     ---------
     manifest : str or Path
-        CSV, as for `corpora.manifest.read_manifest`.
+        As for `corpora.manifest.read_manifest`; a segment is cut out, as flac.
     folder : str or Path
         Made anew: ``shard-000000.tar``, … and ``shards.json``, which counts them.
     shard_seconds : float
@@ -115,13 +117,21 @@ def _check_names(utterances):
 
 
 def _format(utterance):
-    return Path(utterance.wav).suffix[1:].lower()
+    return "flac" if utterance.is_segment else Path(utterance.wav).suffix[1:].lower()
+
+
+def _content(utterance):
+    if not utterance.is_segment:
+        return Path(utterance.wav).read_bytes()
+    rate = audio_info(utterance.wav).sample_rate
+    segment = read_audio(utterance.wav, rate, start=utterance.start, stop=utterance.stop)
+    return flac_of(segment, rate, bits=24)
 
 
 def _add(tar, utterance):
     facts = {"duration": utterance.duration, "spk_id": utterance.spk_id, "wrd": utterance.wrd}
     for name, content in (
-        (_format(utterance), Path(utterance.wav).read_bytes()),
+        (_format(utterance), _content(utterance)),
         ("json", json.dumps(facts, ensure_ascii=False).encode()),
     ):
         entry = tarfile.TarInfo(f"{utterance.ID}.{name}")  # no owner, no time

@@ -1,5 +1,6 @@
 """From utterances to batches: datasets and loaders."""
 
+import math
 import os
 import signal
 import threading
@@ -17,7 +18,17 @@ MOST_WORKERS = 8
 BATCHES_AHEAD = 4  # that each worker has ready
 
 
-def waveform_of(key, source, *, sample_rate, whole_samples, augment=None, name=None):
+def waveform_of(
+    key,
+    source,
+    *,
+    sample_rate,
+    whole_samples,
+    augment=None,
+    name=None,
+    start=0.0,
+    stop=math.inf,
+):
     """Reads and augments the audio of an utterance.
 
     Arguments
@@ -34,13 +45,15 @@ def waveform_of(key, source, *, sample_rate, whole_samples, augment=None, name=N
         For training.
     name : str or None
         What errors call it; None: its path.
+    start, stop : float
+        Of the segment of the file, in seconds.
 
     Returns
     -------
     torch.Tensor
         (T,), float32.
     """
-    waveform = read_audio(source, sample_rate, name=name)
+    waveform = read_audio(source, sample_rate, name=name, start=start, stop=stop)
     if augment is not None:
         waveform = augment(waveform, key)
     return pad_to_multiple(waveform, whole_samples)
@@ -79,7 +92,13 @@ class Utterances(Dataset):
         return {
             "id": utterance.ID,
             "duration": utterance.duration,
-            "sig": waveform_of(utterance.ID, utterance.wav, **self.reading),
+            "sig": waveform_of(
+                utterance.ID,
+                utterance.wav,
+                start=utterance.start,
+                stop=utterance.stop,
+                **self.reading,
+            ),
             "wrd": utterance.wrd,
             **dict(targets),
         }

@@ -7,13 +7,9 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_summarymixing.corpora.checks import check_manifests, sensible
 from speechbrain_summarymixing.corpora.corpus import declared
-from speechbrain_summarymixing.corpora.manifest import (
-    check_manifests,
-    fingerprint,
-    read_manifest,
-    sensible,
-)
+from speechbrain_summarymixing.corpora.manifest import fingerprint, read_manifest
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import shards, tokens
 from speechbrain_summarymixing.errors import UserError

@@ -13,7 +13,8 @@ from speechbrain.dataio.dataloader import WDS_AVAILABLE
 from speechbrain.dataio.iterators import dynamic_bucketed_batch
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_summarymixing.corpora.manifest import listed, sensible
+from speechbrain_summarymixing.corpora.checks import sensible
+from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.corpora.shards import read_shard
 from speechbrain_summarymixing.data import loading
 from speechbrain_summarymixing.data.tokens import spelled
@@ -61,7 +62,7 @@ def scan(urls, **limits):
     ---------
     urls : list of str
     **limits
-        As for `corpora.manifest.sensible`: utterances outside are left out, and the log tells them.
+        As for `corpora.checks.sensible`: utterances outside are left out, and the log tells them.
 
     Returns
     -------

@@ -100,10 +100,11 @@ class Understanding(ASR):
         return errors
 
     def write_details(self, name, rows):
-        """Writes ``predictions_<set>.jsonl``, as SLURP's own scorer reads it."""
+        """Writes ``predictions_<set>.jsonl``, by file, as SLURP's scorer does, segments by ID."""
         path = Path(self.hparams.output_folder) / f"predictions_{name}.jsonl"
-        files = ((Path(row.wav).name, self.measured[row.ID]) for row in rows)
-        semantics_metrics.write_predictions(path, files)
+        files = [row.ID if row.is_segment else Path(row.wav).name for row in rows]
+        meanings = [self.measured[row.ID] for row in rows]
+        semantics_metrics.write_predictions(path, zip(files, meanings))
 
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EndToEndSLU` loads."""

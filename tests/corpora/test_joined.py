@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy
 import pytest
 import soundfile
@@ -50,6 +52,25 @@ def test_each_utterance_is_said_once_and_written_where_it_is_said(
         quiet = int((samples.abs() < 0.02).sum()) / 16000
         assert pause[0] * (len(words) - 1) - 1e-3 <= quiet <= pause[1] * (len(words) - 1) + 1e-3
     assert all(row.duration >= seconds[0] - pause[1] - 1.45 for row in rows[:-1])
+
+
+def test_segments_of_one_file_are_joined_as_files_are(manifest, tmp_path):
+    whole = read_manifest(manifest)
+    long = tmp_path / "long.wav"
+    samples = numpy.concatenate([soundfile.read(row.wav)[0] for row in whole])
+    soundfile.write(long, samples, 16000, subtype="FLOAT")
+    starts = numpy.cumsum([0.0, *(row.duration for row in whole)])
+    rows = [
+        replace(row, wav=str(long), start=float(start), stop=float(start + row.duration))
+        for row, start in zip(whole, starts)
+    ]
+    write_manifest(tmp_path / "segments" / "test.csv", rows)
+    joined = [
+        read_manifest(join(path, tmp_path / folder, progress=False))
+        for path, folder in ((manifest, "a"), (tmp_path / "segments" / "test.csv", "b"))
+    ]
+    for one, other in zip(*joined):
+        assert (one.ID, one.wrd) == (other.ID, other.wrd) and heard(one.wav) == heard(other.wav)
 
 
 def test_a_recording_of_one_speaker_has_its_name(tmp_path, manifest):

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 
@@ -7,17 +8,19 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speechbrain_summarymixing.corpora import manifest
+from speechbrain_summarymixing.corpora.checks import check_manifests, sensible
 from speechbrain_summarymixing.corpora.manifest import (
     Utterance,
-    check_manifests,
+    fingerprint,
     probe,
     read_manifest,
     remade,
-    sensible,
     write_manifest,
 )
 from speechbrain_summarymixing.errors import UserError
 
+SEGMENTS = b"ID,duration,wav,wrd,start,stop\n"
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip)
 
 
@@ -30,9 +33,12 @@ def wav(tmp_path):
 
 @given(
     rows=st.lists(
-        st.builds(Utterance, TEXT, st.floats(0, 1e6), TEXT, TEXT, TEXT).filter(
-            lambda u: "$" not in u.wav and all((u.ID, u.wav, u.wrd))
-        ),
+        st.builds(
+            Utterance,
+            *(TEXT, st.floats(0, 1e6), TEXT, TEXT, TEXT),
+            start=st.just(0.0) | st.floats(0, 1e3),
+            stop=st.just(math.inf) | st.floats(1e3, 1e6, exclude_min=True),
+        ).filter(lambda u: "$" not in u.wav and all((u.ID, u.wav, u.wrd))),
         min_size=1,
         max_size=5,
     )
@@ -65,7 +71,13 @@ def test_columns_of_other_recipes(tmp_path):
         (b"ID,duration,wav,wrd\na,1.0,x.wav\n", "line 2: no value for wrd"),
         (b"ID,duration,wav,wrd\na,long,x.wav,A\n", "line 2: duration is 'long'"),
         (b"ID,duration,wav,wrd\n,1.0,x.wav,A\n", "line 2: no value for ID"),
+        (b"ID,duration,wav,wrd\na,,x.wav,A\n", "line 2: duration is ''"),
         (b'ID,duration,wav,wrd\na,1.0,x.wav,"' + b"A" * 200000, "is a quotation mark open"),
+        (SEGMENTS + b"a,1,x.wav,A,one,2\n", "line 2: start is 'one' of a, but must be seconds"),
+        (SEGMENTS + b"a,1,x.wav,A,1,2 s\n", "line 2: stop is '2 s' of a, but must be seconds"),
+        (SEGMENTS + b"a,1,x.wav,A,2,2\n", "line 2: a starts at 2 and stops at 2 s, but"),
+        (SEGMENTS + b"a,1,x.wav,A,-1,2\n", "line 2: a starts at -1 and stops at 2 s, but"),
+        (SEGMENTS + b"a,1,x.wav,A,nan,2\n", "line 2: a starts at nan"),
     ],
 )
 def test_unreadable_manifests(tmp_path, content, message):
@@ -144,6 +156,87 @@ def test_audio_is_opened_and_its_duration_compared(wav, tmp_path):
     check_manifests({"train": rows[:1]}, open_audio=True, progress=False)
 
 
+def test_segments_are_compared_with_their_file_which_is_opened_once(wav, tmp_path, monkeypatch):
+    def row(key, duration, start, stop, file=wav):
+        return Utterance(key, duration, file, "", "A", start, stop)
+
+    opened = []
+    original = manifest.audio_info
+    monkeypatch.setattr(
+        manifest, "audio_info", lambda path, **kw: opened.append(path) or original(path, **kw)
+    )
+    train = [row("head", 0.2, 0.0, 0.2), row("tail", 0.3, 0.2, math.inf)]
+    test = [row("rounded", 0.45, 0.1, 0.55), row("whole", 0.5, 0.0, math.inf)]
+    check_manifests({"train": train, "test": test}, open_audio=True, progress=False)
+    assert opened == [wav]
+    gone = str(tmp_path / "gone.wav")
+    bad = [
+        row("after", 0.2, 0.5, 0.7),
+        row("late", 0.6, 0.1, 0.7),
+        row("long", 0.5, 0.1, 0.3),
+        row("gone1", 1.0, 0.0, 1.0, gone),
+        row("gone2", 1.0, 1.0, 2.0, gone),
+    ]
+    with pytest.raises(UserError) as error:
+        check_manifests({"train": train + bad}, open_audio=True, progress=False)
+    report = str(error.value)
+    for expected in (
+        f"2 segments that are not in their audio:\n  train: after: {wav}: ends at 0.5 s, but start"
+        " and stop, in seconds, are 0.5 and 0.7\n  train: late: ",
+        "train: long: 0.5 s, but its start and stop are 0.1 and 0.3",
+        "2 missing audio files:\n  train: gone1",
+    ):
+        assert expected in report, expected
+    assert "head" not in report and "tail" not in report
+
+
+def test_a_changed_segment_is_another_manifest(wav):
+    rows = [Utterance("a", 0.2, wav, "", "A", start, start + 0.2) for start in (0.0, 0.1)]
+    assert fingerprint({"train": rows[:1]}) != fingerprint({"train": rows[1:]})
+
+
+def nemo(path, *entries):
+    path.write_text("\n".join(json.dumps(entry) for entry in entries) + "\n")
+    return path
+
+
+def test_json_lines_of_nemo(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    path = nemo(
+        folder / "train.json",
+        {"audio_filepath": "wavs/a.1.wav", "duration": 1.5, "text": "hey you", "lang": "en"},
+        {"audio_filepath": "../b.flac", "duration": 2, "text": "ho", "offset": 0.25, "speaker": 0},
+        {"audio_filepath": str(tmp_path / "c.flac"), "duration": 1, "text": "", "offset": None},
+    )
+    assert read_manifest(path) == [
+        Utterance("corpus-wavs-a-1", 1.5, str(folder / "wavs/a.1.wav"), "", "hey you"),
+        Utterance("b-0_250-2_250", 2.0, str(tmp_path / "b.flac"), "0", "ho", 0.25, 2.25),
+        Utterance("c", 1.0, str(tmp_path / "c.flac"), "", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2: '{' is no JSON object with audio_filepath, text, duration"),
+        ("[1]", "is no JSON object"),
+        ('{"audio_filepath": "x.wav", "duration": 1}', "line 2: .*is no JSON object with"),
+        ('{"audio_filepath": "x.wav", "duration": "x", "text": ""}', "duration is 'x' of "),
+        ('{"audio_filepath": "x.wav", "duration": null, "text": ""}', "duration is None of "),
+        ('{"audio_filepath": "x.wav", "duration": 1, "text": null}', "is no JSON object with"),
+        ('{"audio_filepath": "x.wav", "duration": 1, "text": "", "offset": -1}', "starts at -1"),
+        ('{"audio_filepath": "x.wav", "duration": 0, "text": "", "offset": 1}', "stops at 1 s"),
+    ],
+)
+def test_json_lines_that_are_none_of_nemo(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n" + line + "\n")
+    with pytest.raises(UserError, match=message) as error:
+        read_manifest(path)
+    assert f"{path}, line 2: " in str(error.value)
+
+
 def test_what_is_too_short_or_too_long_to_train_on_is_left_out_and_told(wav):
     rows = [Utterance(str(seconds), seconds, wav, "", "A") for seconds in (0.05, 0.1, 30.0, 35.0)]
     kept, report = sensible(rows, min_seconds=0.1, max_seconds=30.0)
@@ -169,6 +262,12 @@ def test_probe_reads_durations_and_names_every_bad_file(wav, tmp_path):
     with pytest.raises(UserError) as error:
         probe([("b", wav, "s", "B"), *bad], progress=False)
     assert "2 of 3 files" in str(error.value) and "bad0" in str(error.value)
+    rows = probe(
+        [("a", wav, "", "A", 0.1, 0.3), ("b", wav, "", "B", 0.3, math.inf)], progress=False
+    )
+    assert [u.duration for u in rows] == pytest.approx([0.2, 0.2])
+    with pytest.raises(UserError, match="1 segments are not in their audio:\n  c: "):
+        probe([("a", wav, "", "A", 0.1, 0.3), ("c", wav, "", "B", 0.3, 9)], progress=False)
     assert "bad1" in str(error.value)
 
 

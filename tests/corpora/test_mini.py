@@ -8,7 +8,8 @@ import pytest
 import soundfile
 
 from speechbrain_summarymixing.corpora import mini
-from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
+from speechbrain_summarymixing.corpora.checks import check_manifests
+from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.corpora.mini_text import TEMPLATES
 from speechbrain_summarymixing.errors import UserError
 

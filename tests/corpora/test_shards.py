@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy
 import pytest
 import soundfile
+import torch
 
 from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.corpora import shards
 from speechbrain_summarymixing.corpora.manifest import Utterance, write_manifest
 from speechbrain_summarymixing.errors import UserError
@@ -60,6 +62,23 @@ def test_every_utterance_is_in_one_shard_as_it_is(manifest, tmp_path, capsys):
         assert facts == {"spk_id": f"s{index}", "wrd": f"ÜBER {index}"}
     counts = json.loads((tmp_path / "shards" / "shards.json").read_text())
     assert counts == {"shards": 3, "utterances": 7, "seconds": 2.8}
+
+
+def test_a_segment_is_cut_out_and_heard_as_in_its_file(tmp_path):
+    samples = numpy.random.default_rng(0).normal(0, 0.1, (22050 * 3, 2))
+    wav = tmp_path / "long.ogg"
+    soundfile.write(wav, samples, 22050)
+    rows = [
+        Utterance(f"u{i}", 1.0, str(wav), "", "A", float(i), float(i + 1)) for i in range(3)
+    ] + [Utterance("all", 3.0, str(wav), "", "B")]
+    write_manifest(tmp_path / "all.csv", rows)
+    shards.write_shards(tmp_path / "all.csv", tmp_path / "shards", progress=False)
+    [entries] = contents(tmp_path / "shards").values()
+    content = dict(entries)
+    assert content["all.ogg"] == wav.read_bytes()
+    for i in range(3):
+        heard = read_audio(wav, start=i, stop=i + 1)
+        torch.testing.assert_close(read_audio(content[f"u{i}.flac"]), heard, rtol=0, atol=1e-6)
 
 
 def test_a_shard_is_full_at_its_seconds(manifest, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import soundfile
 
 from speechbrain_summarymixing.corpora import slurp
-from speechbrain_summarymixing.corpora.manifest import check_manifests, read_manifest
+from speechbrain_summarymixing.corpora.checks import check_manifests
+from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from speechbrain_summarymixing import audio
-from speechbrain_summarymixing.corpora import manifest as manifests
+from speechbrain_summarymixing.corpora import checks
 from speechbrain_summarymixing.data.tokens import train_tokenizer
 from speechbrain_summarymixing.training import curves
 
@@ -22,9 +22,9 @@ def manifest(folder, split="test"):
 def test_audio_of_csv_files_is_opened_once(train, changed_csv, tmp_path, monkeypatch):
     path = changed_csv(tmp_path / "train.csv", lambda rows: None)
     opened = []
-    original = manifests.durations
+    original = checks.durations
     monkeypatch.setattr(
-        manifests, "durations", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
+        checks, "durations", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
     )
     train(train_csv=path, number_of_epochs=1)
     assert len(opened) == 24 + 5 + 6
@@ -33,6 +33,51 @@ def test_audio_of_csv_files_is_opened_once(train, changed_csv, tmp_path, monkeyp
     changed_csv(path, lambda rows: rows[0].update(duration=9))
     with pytest.raises(SystemExit, match="train-0: 9 s, but the audio has"):
         train(train_csv=path)
+
+
+def segments_of_one_file(noises, folder, split):
+    """A CSV file of the utterances of a set as segments of one recording."""
+    rows, samples = list(manifest(noises, split).values()), []
+    for row in rows:
+        row["start"] = sum(map(len, samples)) / 16000
+        samples.append(soundfile.read(row["wav"])[0])
+        row["stop"] = sum(map(len, samples)) / 16000
+        row["wav"] = folder / f"{split}.flac"
+    soundfile.write(folder / f"{split}.flac", numpy.concatenate(samples), 16000)
+    with open(folder / f"{split}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def test_segments_of_long_files_train_and_test_as_files_of_their_own(train, noises, tmp_path):
+    (tmp_path / "long").mkdir()
+    rows = {
+        s: segments_of_one_file(noises, tmp_path / "long", s) for s in ("train", "valid", "test")
+    }
+    csvs = {f"{split}_csv": tmp_path / "long" / f"{split}.csv" for split in rows}
+    options = {"number_of_epochs": 1, "averaged_checkpoints": 1}
+    folder = train(**options, **csvs)
+    details = (folder / "errors_test.csv").read_text()
+    history = curves.read(folder)[-1]
+    shutil.rmtree(folder)
+    folder = train(**options)
+    expected = curves.read(folder)[-1]
+    assert {k: v for k, v in history.items() if "seconds" not in k} == {
+        k: v for k, v in expected.items() if "seconds" not in k
+    }
+    assert (folder / "errors_test.csv").read_text() == details
+    lines = [
+        {"audio_filepath": "test.flac", "text": row["wrd"], "duration": float(row["duration"])}
+        | {"offset": row["start"]}
+        for row in rows["test"]
+    ]
+    (tmp_path / "long" / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    results = (folder / "results.json").read_text()
+    train(test_only=True, test_csv=tmp_path / "long" / "test.jsonl", **options)
+    again = json.loads((folder / "results.json").read_text())
+    assert again["test"]["test"] == json.loads(results)["test"]["test"]
 
 
 def test_test_only_needs_no_training_set(train, noises, tmp_path):
