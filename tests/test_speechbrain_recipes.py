@@ -1,4 +1,4 @@
-"""SpeechBrain's own recipes with the encoder swapped as the README says: their YAML, their Brain."""
+"""SpeechBrain's own recipes with the swap that the README tells: their YAML and their Brain."""
 
 import re
 
