@@ -36,6 +36,7 @@ def main(argv=None):
     )
     _add_train(commands)
     _add_flatten(commands)
+    _add_convert(commands)
     _add_shard(commands)
     _add_join(commands)
     add_benchmark(commands)
@@ -184,6 +185,34 @@ def _flatten(arguments):
     from speechbrain_summarymixing.training.flatten import flatten
 
     print(flatten(find(arguments.system)), end="")
+    return 0
+
+
+def _add_convert(commands):
+    parser = commands.add_parser(
+        "convert",
+        help="weights of a published checkpoint for a system here",
+        description="Reads the model.ckpt of a published checkpoint, of all modules, and writes "
+        "it with the names of a system's modules. Options of the system (--layer_norm False) "
+        "follow.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("system", metavar="SYSTEM", help="a name, or a YAML file")
+    parser.add_argument("file", metavar="FILE", help="to write")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="--key value")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(arguments):
+    from speechbrain import parse_arguments
+
+    from speechbrain_summarymixing.systems import find
+    from speechbrain_summarymixing.training.published import convert
+
+    system = str(find(arguments.system))
+    _, _, options = parse_arguments([system, *arguments.options])
+    count = convert(arguments.checkpoint, system, arguments.file, options)
+    print(f"{arguments.file}: {count:,} parameters")
     return 0
 
 

@@ -12,6 +12,23 @@ def load_published_state_dict(cell, state_dict):
     cell : SummaryMixing
         Built with the widths, heads and norms of the checkpoint.
     state_dict : dict
+        As for `published_weights`.
+
+    Raises
+    ------
+    ValueError
+        If keys are missing or left over, or a shape does not fit; the cell is then unchanged.
+    """
+    cell.load_state_dict(published_weights(cell, state_dict))
+
+
+def published_weights(cell, state_dict):
+    """Returns published weights by the names of a cell, which stays as it is.
+
+    Arguments
+    ---------
+    cell : SummaryMixing
+    state_dict : dict
         Tensors of one cell: ``local_proj.*``, ``summary_proj.*``, ``summary_local_merging.*``, or
         ``global_proj.*`` for the fast form, and ``local_norm.*``, ``summary_norm.*`` where the
         checkpoint has them.
@@ -19,7 +36,7 @@ def load_published_state_dict(cell, state_dict):
     Raises
     ------
     ValueError
-        If keys are missing or left over, or a shape does not fit; the cell is then unchanged.
+        If keys are missing or left over, or a shape does not fit.
     """
     left = dict(state_dict)
 
@@ -73,4 +90,4 @@ def load_published_state_dict(cell, state_dict):
             f"the state dict does not fit this cell: {'; '.join(wrong + extra)}: "
             "build the cell with the checkpoint's form, widths and norms"
         )
-    cell.load_state_dict(loaded)
+    return loaded

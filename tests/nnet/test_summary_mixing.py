@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_cells import published
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -247,40 +248,6 @@ def test_grouped_linear_is_block_diagonal():
     assert torch.equal(output[:, 3:], changed[:, 3:]) and not torch.equal(output, changed)
 
 
-def published(form, generator):
-    """A state dict with the published key names, and how its cell computes, as loops."""
-    heads, fast = form.get("nhead", 1), form.get("shared_projection", False)
-    local = form.get("local_branch", True)
-
-    def rand(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    state = {}
-
-    def layer(name, width_in, width_out):
-        if heads > 1:
-            state[f"{name}.weights"] = rand(heads, width_in // heads, width_out // heads)
-            state[f"{name}.biases"] = rand(heads, width_out // heads)
-        else:
-            state[f"{name}.w.weight"] = rand(width_out, width_in)
-            state[f"{name}.w.bias"] = rand(width_out)
-
-    if fast:
-        layer("global_proj.linear", D, 2 * D)
-    else:
-        for prefix in ["local_proj", "summary_proj"] if local else ["summary_proj"]:
-            layer(f"{prefix}.linear", D, D)
-            layer(f"{prefix}.linear_0", D, D)
-    if local:
-        state["summary_local_merging.linear.w.weight"] = rand(D, 2 * D)
-        state["summary_local_merging.linear.w.bias"] = rand(D)
-    if form.get("layer_norm", True):
-        for norm in ["local_norm", "summary_norm"] if local else ["summary_norm"]:
-            state[f"{norm}.norm.weight" if heads > 1 else f"{norm}.weight"] = rand(D)
-            state[f"{norm}.norm.bias" if heads > 1 else f"{norm}.bias"] = rand(D)
-    return state
-
-
 def published_output(state, form, x):
     """h of one utterance x (T, D), from published weights and the paper's equations."""
     heads = form.get("nhead", 1)
@@ -329,7 +296,7 @@ PUBLISHED = [name for name in FORMS if not name.startswith("other") and "narrow"
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_weights_compute_what_they_did(name):
     form = FORMS[name]
-    state = published(form, torch.Generator().manual_seed(3))
+    state = published(form, torch.Generator().manual_seed(3), D)
     cell = make(form).eval()
     load_published_state_dict(cell, state)
     x = torch.randn(1, 5, D).double()
@@ -337,7 +304,7 @@ def test_published_weights_compute_what_they_did(name):
 
 
 def test_published_weights_that_do_not_fit_are_refused_and_change_nothing():
-    state = published({}, torch.Generator().manual_seed(3))
+    state = published({}, torch.Generator().manual_seed(3), D)
     cell = make({})
     before = {k: v.clone() for k, v in cell.state_dict().items()}
     with pytest.raises(ValueError, match="speaker.weight left over"):
