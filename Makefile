@@ -1,12 +1,13 @@
 # make train: set up, make the mini corpus, train, test and export a Sumformer.
 # make test:  set up and run every test but the slowest, which make test-slow runs.
+# make gpu:   set up, run the tests that need a GPU, and measure it: docs/gpu/<its name>.
 # make clean: remove what these made, but for corpora (data) and trained models (results).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow gpu lint clean
 
 train: $(SETUP)
 	$(BIN)/python train.py hparams/sumformer.yaml
@@ -18,6 +19,25 @@ test: $(SETUP)
 
 test-slow: $(SETUP)
 	$(PYTEST) -m slow --durations=15
+
+NAME = $$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
+PAPER := LibriSpeech/ASR/transformer
+SYSTEMS := $(addprefix $(PAPER)/,sumformer sumformer_published branchformer_attention) branchformer_rotary
+SIZE := num_encoder_layers=18 d_model=512 csgu_linear_units=3072 mixer_heads=8 num_decoder_layers=1
+
+gpu: $(SETUP)
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no GPU here")'
+	$(BIN)/python -m pytest -m gpu
+	mkdir -p docs/gpu/$(NAME)
+	$(BIN)/summarymixing benchmark cell --device cuda --form plain causal chunks selective \
+	    > docs/gpu/$(NAME)/cell_inference.csv
+	$(BIN)/summarymixing benchmark cell --device cuda --form plain causal chunks selective --train \
+	    > docs/gpu/$(NAME)/cell_training.csv
+	for precision in fp32 bf16; do \
+	    $(BIN)/summarymixing benchmark systems $(SYSTEMS) --set $(SIZE) --device cuda \
+	        --precision $$precision --csv docs/gpu/$(NAME)/systems_$$precision.csv \
+	        --plot docs/gpu/$(NAME)/systems_$$precision.png || exit 1; \
+	done
 
 lint: $(SETUP)
 	$(BIN)/ruff check .

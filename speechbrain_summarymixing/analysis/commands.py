@@ -84,6 +84,7 @@ def _add_benchmark_systems(subjects):
     systems.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 60, 150, 300, 600])
     kinds = ["inference", "training"]
     systems.add_argument("--what", nargs="+", choices=kinds, default=kinds)
+    systems.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     systems.add_argument("--batch", type=int, default=1, help="utterances of that length at once")
     systems.add_argument("--repetitions", type=int, default=5, help="timed runs after a warm-up")
     systems.add_argument(
@@ -110,6 +111,7 @@ def _benchmark_systems(arguments):
         repetitions=arguments.repetitions,
         budget=arguments.budget,
         device=arguments.device,
+        precision=arguments.precision,
         csv_file=arguments.csv,
         plot_file=arguments.plot,
     )

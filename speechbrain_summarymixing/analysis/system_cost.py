@@ -157,8 +157,8 @@ def peak_memory(system, what, seconds, *, batch=1):
     float or None
         In MB (10^6 bytes); None if memory ran out or the process was killed for it.
     """
-    task = {"path": system.path, "settings": system.settings, "device": system.device}
-    task.update(what=what, seconds=seconds, batch=batch)
+    how = {key: getattr(system, key) for key in ("path", "settings", "device", "precision")}
+    task = {"system": how, "what": what, "seconds": seconds, "batch": batch}
     child = subprocess.run(
         [sys.executable, "-m", __spec__.name],
         input=json.dumps(task),
@@ -176,14 +176,14 @@ def peak_memory(system, what, seconds, *, batch=1):
 def _measure_memory(task):
     """The work of the process that `peak_memory` starts; returns MB, None if memory ran out."""
     try:
-        system = System(task["path"], settings=task["settings"], device=task["device"])
+        system = System(**task["system"])
         system.step(task["what"], system.random_input(WARM_UP_SECONDS, task["batch"]))
         system.forget_gradients()
 
         def run():
             system.step(task["what"], system.random_input(task["seconds"], task["batch"]))
 
-        return peak_growth_mb(run, task["device"])
+        return peak_growth_mb(run, system.device)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

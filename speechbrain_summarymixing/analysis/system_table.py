@@ -31,6 +31,7 @@ def benchmark_systems(
     repetitions=5,
     budget=120.0,
     device="cpu",
+    precision="fp32",
     csv_file=None,
     plot_file=None,
 ):
@@ -44,8 +45,8 @@ def benchmark_systems(
         Options ``key=value`` over those of every file that has them.
     seconds, what, batch, repetitions, budget
         As in `system_cost`.
-    device : str
-        "cpu" or "cuda".
+    device, precision : str
+        As for `System`.
     csv_file, plot_file : str, Path or None
         Where the table and the picture (PNG) go. Rows are written as they come.
 
@@ -64,7 +65,7 @@ def benchmark_systems(
     check_device(device)
     if plot_file is not None:
         _check_folder(plot_file, "--plot")
-    systems = load_systems(paths, settings=settings, device=device)
+    systems = load_systems(paths, settings=settings, device=device, precision=precision)
     seconds = sorted(set(seconds))
     results = system_cost(
         systems,
@@ -74,7 +75,7 @@ def benchmark_systems(
         repetitions=repetitions,
         budget=budget,
     )
-    header = f"{machine(device)}; batch {batch}; encoder"
+    header = f"{machine(device)}; batch {batch}; {precision}; encoder"
     header += f"; {' '.join(settings)}" if settings else ""
     points = len(what) * len(seconds) * len(systems)
     with contextlib.ExitStack() as stack:

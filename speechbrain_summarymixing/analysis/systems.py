@@ -10,6 +10,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.systems import find
 from speechbrain_summarymixing.training.config import load_hyperparams, options_of
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 FRAMES_PER_SECOND = 25  # after the two blocks of a front-end, each of which halves their number
 
 
@@ -26,6 +27,8 @@ class System:
         Options ``key=value`` over those of the file.
     device : str
         "cpu" or "cuda".
+    precision : str
+        "fp32", or "bf16" or "fp16" for steps under autocast.
 
     Raises
     ------
@@ -33,8 +36,9 @@ class System:
         If the file cannot be read or built with the settings.
     """
 
-    def __init__(self, path, *, name=None, settings=(), device="cpu"):
+    def __init__(self, path, *, name=None, settings=(), device="cpu", precision="fp32"):
         self.path, self.name, self.device = str(path), name or Path(path).stem, device
+        self.precision = precision
         self.settings = list(settings)
         hparams = _load(path, parse_settings(settings))
         self.transformer = hparams["transformer"].to(device)
@@ -56,8 +60,10 @@ class System:
         """
         training = what == "training"
         self.transformer.train(training)
+        reduced = DTYPES[self.precision]
         with torch.set_grad_enabled(training):
-            output = self.transformer.encode(x)
+            with torch.autocast(x.device.type, reduced, enabled=reduced is not None):
+                output = self.transformer.encode(x)
             if training:
                 output.sum().backward()
 
@@ -66,7 +72,7 @@ class System:
         self.transformer.zero_grad(set_to_none=True)
 
 
-def load_systems(paths, *, settings=(), device="cpu"):
+def load_systems(paths, *, settings=(), device="cpu", precision="fp32"):
     """Loads systems under different names.
 
     Arguments
@@ -74,8 +80,8 @@ def load_systems(paths, *, settings=(), device="cpu"):
     paths : sequence of str or Path
     settings : sequence of str
         Options ``key=value``; each system gets those that its file has.
-    device : str
-        "cpu" or "cuda".
+    device, precision : str
+        As for `System`.
 
     Returns
     -------
@@ -113,6 +119,7 @@ def load_systems(paths, *, settings=(), device="cpu"):
             name=name,
             settings=[s for key, s in zip(keys, settings) if key in options[path]],
             device=device,
+            precision=precision,
         )
         for path, name in zip(paths, names)
     ]
