@@ -72,6 +72,10 @@ class Utterances(Dataset):
         """The number of utterances."""
         return len(self.utterances)
 
+    def lengths(self):
+        """Seconds of each utterance, a list."""
+        return [utterance.duration for utterance in self.utterances]
+
     def __getitem__(self, index):
         """An utterance, as told above."""
         utterance = self.utterances[index]
@@ -109,7 +113,7 @@ def train_loader_options(dataset, *, batch_seconds, max_batch_size, num_buckets,
         dataset,
         batch_seconds,
         num_buckets=num_buckets,
-        lengths_list=[utterance.duration for utterance in dataset.utterances],
+        lengths_list=dataset.lengths(),
         shuffle=True,
         batch_ordering="random",
         max_batch_ex=max_batch_size,

@@ -80,6 +80,10 @@ class LanguageModel(ExperimentBrain):
         )
         return dataset, options
 
+    def amount(self, dataset):
+        """Returns how many sentences a dataset holds, in words."""
+        return f"{len(dataset)} sentences"
+
     def _sentences(self, path):
         on_main(index_sentences, path)
         return Sentences(path, self.targets, max_tokens=self.hparams.max_tokens)

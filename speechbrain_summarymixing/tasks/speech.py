@@ -60,6 +60,17 @@ class SpeechTask(ExperimentBrain):
         )
         return dataset, options
 
+    def amount(self, dataset):
+        """Returns how many utterances and hours a dataset holds, in words."""
+        hparams = vars(self.hparams)
+        if not hasattr(dataset, "utterances"):
+            urls = urls_of(hparams["shards"])
+            amount = scanned_amount(hparams) or shards.amount_beside(urls)
+            told = f"{len(urls)} shards"
+            return told if amount is None else f"{told}, {amount.seconds / 3600:.2f} h"
+        seconds = sum(dataset.lengths())
+        return f"{len(dataset)} utterances, {seconds / 3600:.2f} h"
+
     def _dataset(self, sets, augment=None):
         utterances = [utterance for rows in sets.values() for utterance in rows]
         return loading.Utterances(

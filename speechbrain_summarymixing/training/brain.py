@@ -26,9 +26,10 @@ from speechbrain_summarymixing.processes import (
     number_of_processes,
     taken_off_ddp,
 )
-from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training import curves, plan
 from speechbrain_summarymixing.training.random_states import RandomStates
 from speechbrain_summarymixing.training.schedules import make_schedule
+from speechbrain_summarymixing.training.task import Task
 
 logger = get_logger(__name__)
 
@@ -47,99 +48,24 @@ class Interrupted(UserError):
 
 
 @register_checkpoint_hooks
-class ExperimentBrain(sb.Brain):
+class ExperimentBrain(Task):
     """SpeechBrain's Brain with the life of an experiment; a task adds what is learnt.
 
     A task loads its sets, computes the batch, sets ``_batch_ids`` before the loss, measures and
-    exports; `experiment.run` asks for what stands first here. Expects the keys of
-    ``hparams/parts/asr.yaml`` on training as hyperparameters, ``model`` among the checkpointer's
-    recoverables, and ``train_loggers`` as an attribute.
+    exports. Expects the keys of ``hparams/parts/training.yaml`` as hyperparameters, ``model`` among
+    the checkpointer's recoverables, and ``train_loggers`` and ``system`` as attributes.
     """
 
-    reads_shards = False  # whether it can train on ``shards``
-    makes = "model"  # the key of its hyperparameters that other tasks' do not have
-    targets = None  # what ``prepare`` returned
     train_loggers = ()
+    system = ""  # the hyperparameter file
     train_seconds = 0.0
-    metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`
-    unit = "%"  # of what the task measures
-    batch_option = "batch_seconds"  # which bounds a training batch
-    shard_reader = None  # a `shards.ShardReader`, where training is on shards
-    augmentation = None  # an `augment.DrawnByUtterance` of the training set
-    measured = {}  # of an utterance's ID, what the stage has measured of it; at its end, of all
+    amounts = {}  # of a part, "train" and "valid", what its set holds, in words
     _batch_ids = ()
     _evaluated = ()  # the IDs of each batch of this process
     _random_states = None
     _wrapped = {}  # for DDP, while the bare modules evaluate
     _stage_began = None
     _stop_requested = 0  # the number of the signal
-
-    # ---- what a task says
-
-    @classmethod
-    def prepare(cls, hparams, train, others):
-        """Checks all utterances and returns what targets are made with, such as a tokenizer.
-
-        Arguments
-        ---------
-        hparams : dict
-        train, others : dict
-            From a set's name to its list of utterances.
-
-        Raises
-        ------
-        UserError
-            If utterances cannot be used.
-        """
-        raise NotImplementedError
-
-    def train_loading(self, train):
-        """Returns the dataset of the training sets, by name, and its loader's options."""
-        raise NotImplementedError
-
-    def eval_loading(self, part, sets):
-        """Returns one dataset of some sets, by name, and its loader's options.
-
-        ``part`` is "valid" or "test".
-        """
-        raise NotImplementedError
-
-    def validation_metric(self):
-        """Returns the value of ``metric`` over the validation set."""
-        raise NotImplementedError
-
-    def workers(self):
-        """Returns what `loading.worker_options` asks for."""
-        return {"num_workers": self.hparams.num_workers, "device": self.device}
-
-    def place(self):
-        """Returns this process's number among those that share the work, and how many they are."""
-        processes = number_of_processes()
-        return {"rank": self.rank if processes > 1 else 0, "processes": processes}
-
-    def before_tests(self):
-        """Prepares for the test sets, after training."""
-
-    def scores(self, rows):
-        """Returns what was measured on a test set of utterances ``rows``, for ``results.json``.
-
-        A dict; a measure in percent, such as WER, has its 95% bootstrap interval in WER_95.
-        """
-        raise NotImplementedError
-
-    def errors(self, rows):
-        """Returns (ID, errors, total) of each utterance ``rows`` of a test set, to compare systems.
-
-        The sum of the errors over that of the totals is the task's error rate.
-        """
-        raise NotImplementedError
-
-    def write_details(self, name, rows):
-        """Writes what was measured of each utterance ``rows`` of the test set ``name``."""
-
-    def export(self, results):
-        """Writes the model to use, given what ``results.json`` holds."""
-        raise NotImplementedError
 
     # ---- one batch
 
@@ -197,15 +123,7 @@ class ExperimentBrain(sb.Brain):
 
     def fit(self, epoch_counter, train_set, valid_set=None, **options):
         """As SpeechBrain's; Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`."""
-        loading = options["train_loader_kwargs"]
-        if self.shard_reader is not None:
-            # of each process, while a sampler counts those of all
-            self.steps_per_epoch = loading["looped_nominal_epoch"] * number_of_processes()
-        else:
-            if not self.distributed_launch:
-                # SpeechBrain calls set_epoch only on what it wrapped itself
-                self.train_sampler = loading["batch_sampler"]
-            self.steps_per_epoch = len(loading["batch_sampler"])
+        self.expect(train_set, valid_set, options["train_loader_kwargs"])
         before = {number: signal.signal(number, self._request_stop) for number in STOPS}
         try:
             super().fit(epoch_counter, train_set, valid_set, **options)
@@ -217,6 +135,18 @@ class ExperimentBrain(sb.Brain):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def expect(self, train_set, valid_set, loading):
+        """Notes what there is to learn, given the sets and the options of the training loader."""
+        self.amounts = {"train": self.amount(train_set), "valid": self.amount(valid_set)}
+        if self.shard_reader is not None:
+            # of each process, while a sampler counts those of all
+            self.steps_per_epoch = loading["looped_nominal_epoch"] * number_of_processes()
+        else:
+            if not self.distributed_launch:
+                # SpeechBrain calls set_epoch only on what it wrapped itself
+                self.train_sampler = loading["batch_sampler"]
+            self.steps_per_epoch = len(loading["batch_sampler"])
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         # a checkpoint amid an accumulation would lose its gradients
@@ -252,8 +182,8 @@ class ExperimentBrain(sb.Brain):
                 f"or more: start fewer processes or lower --{self.batch_option}"
             )
         # batches are repeated until each process has as many; gradients left over are dropped
-        steps = -(-batches // processes) // self.grad_accumulation_factor
-        total = max(1, self.hparams.number_of_epochs * steps)
+        self.epoch_steps = -(-batches // processes) // self.grad_accumulation_factor
+        total = max(1, self.hparams.number_of_epochs * self.epoch_steps)
         self.lr_schedule = make_schedule(
             self.hparams.schedule,
             lr=self.hparams.lr,
@@ -272,6 +202,8 @@ class ExperimentBrain(sb.Brain):
             logger.info("Going on: the shards are read from their begin, in another order")
         if self.distributed_launch:  # else each process draws the same dropout
             torch.manual_seed(self.hparams.seed + self.rank)
+        for line in plan.lines(self):
+            logger.info(line)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
         if self.shard_reader is not None:  # which splits the shards itself

@@ -47,6 +47,7 @@ FREE_SETTINGS = {
     "averaged_checkpoints",
     "test_csv",
     "test_splits",
+    "check",
     "tensorboard",
     "size_option",
 }
