@@ -220,6 +220,7 @@ def start(argv, until_the_end=None, task=None):
         new_with_default=options_of(path) - overrides.keys(),
         begun=has_begun(hparams),
         overwrite_hint="delete it to start anew",
+        name=run_folder,
     )
     sb.create_experiment_directory(folder, hyperparams_to_save=path, overrides=routed)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)

@@ -57,7 +57,7 @@ DIGEST = " sha256:"
 
 
 def check_output_folder(
-    output_folder, settings, *, free=(), new_with_default=(), begun=True, overwrite_hint
+    output_folder, settings, *, free=(), new_with_default=(), begun=True, overwrite_hint, name=None
 ):
     """Makes sure that a folder is new or holds a run with the same settings, and stores them.
 
@@ -75,6 +75,8 @@ def check_output_folder(
         False: the folder's run has saved nothing yet, and other settings replace its own.
     overwrite_hint : str
         What else to do than to take another folder, as in "delete it to start anew".
+    name : str or None
+        What errors call the folder; None: its path.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def check_output_folder(
         if old is not None and begun:
             if isinstance(old, dict):
                 old = {**{key: new[key] for key in new.keys() & set(new_with_default)}, **old}
-            _compare(old, new, set(free), output_folder, overwrite_hint)
+            _compare(old, new, set(free), name or output_folder, overwrite_hint)
         if old != new and if_main_process():
             write_atomically(file, _text(new))
     except ValueError as error:

@@ -77,7 +77,7 @@ def rehearse(brain, train, valid):
     seconds = training / number_of_processes() + validation
     logger.info("peak memory    %s", _peak(brain.device))
     logger.info(
-        "time           about %.2f h for %d epochs: %.0f s of training and %.0f s of validation each",
+        "time           about %.2f h for %d epochs, %.0f s to train and %.0f s to validate each",
         *(epochs * seconds / 3600, epochs, seconds - validation, validation),
     )
     logger.info("Checked: nothing was trained, and nothing written to the output folder")

@@ -55,7 +55,7 @@ def test_a_run_is_told_before_it_begins_and_a_check_writes_nothing(command, tmp_
     steps = curves.read(tmp_path / "out")[-1]["steps"]
     assert told(heard, "begins") == f"after step {steps}, at the end of epoch 1"
     assert "for 2 epochs" in told(heard, "time")
-    with pytest.raises(SystemExit, match="holds a run with other settings:\n *lr: "):
+    with pytest.raises(SystemExit, match="/out: holds a run with other settings:\n *lr: "):
         experiment.run(command(tmp_path / "out", check="True", lr=0.1, **options), ASR)
     assert contents(tmp_path) == before
 
