@@ -164,6 +164,8 @@ def worker_options(num_workers, device="cpu"):
     if torch.device(device).type == "cuda":
         options["pin_memory"] = True
     if count > 0:
+        # else it draws of training's random numbers, once in a process
+        options["generator"] = torch.Generator()
         options["worker_init_fn"] = _leave_signals_to_the_main_process
         options["persistent_workers"] = True
         options["prefetch_factor"] = BATCHES_AHEAD

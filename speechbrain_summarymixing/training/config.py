@@ -55,10 +55,13 @@ ABOVE_ZERO = {
 }
 FROM_ZERO = {
     "dropout",
+    "early_stop_patience",
+    "ema",
     "lm_weight",
     "max_grad_norm",
     "min_seconds",
     "num_workers",
+    "valid_every_steps",
     "warmup_steps",
     "weight_decay",
 }

@@ -48,6 +48,8 @@ FREE_SETTINGS = {
     "test_csv",
     "test_splits",
     "check",
+    "early_stop_patience",
+    "valid_every_steps",
     "tensorboard",
     "size_option",
 }

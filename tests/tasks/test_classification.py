@@ -77,7 +77,9 @@ def test_the_classes_of_the_weights_are_kept(arguments, classes, tmp_path):
     assert run("--test_only") == results
 
 
-def test_debug_and_check_leave_a_run_alone_and_debug_classifies_two_clips(arguments, trained, tmp_path):
+def test_debug_and_check_leave_a_run_alone_and_debug_classifies_two_clips(
+    arguments, trained, tmp_path
+):
     shutil.copytree(trained, tmp_path / "out")
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     before = [path.read_bytes() for path in files]

@@ -150,7 +150,9 @@ def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
     assert (tmp_path / "lm/train.txt").read_text() == learnt
 
 
-def test_debug_and_check_leave_a_run_alone_and_debug_measures_sentences(made, corpus, pytestconfig, tmp_path):
+def test_debug_and_check_leave_a_run_alone_and_debug_measures_sentences(
+    made, corpus, pytestconfig, tmp_path
+):
     shutil.copytree(made / "lm", tmp_path / "lm")
     files = [path for path in (tmp_path / "lm").rglob("*") if path.is_file()]
     before = [path.read_bytes() for path in files]
