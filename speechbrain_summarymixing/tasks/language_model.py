@@ -49,6 +49,7 @@ class LanguageModel(ExperimentBrain):
     metric = "perplexity"
     unit = ""
     batch_option = "batch_sentences"
+    speed = "sentences_per_second"
 
     @classmethod
     def prepare(cls, hparams, train, others):
@@ -83,6 +84,10 @@ class LanguageModel(ExperimentBrain):
     def amount(self, dataset):
         """Returns how many sentences a dataset holds, in words."""
         return f"{len(dataset)} sentences"
+
+    def amount_of(self, batch):
+        """Returns the number of sentences."""
+        return len(batch.id)
 
     def _sentences(self, path):
         on_main(index_sentences, path)

@@ -3,6 +3,7 @@
 import signal
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -25,6 +26,7 @@ from speechbrain_summarymixing.processes import (
 )
 from speechbrain_summarymixing.training import plan
 from speechbrain_summarymixing.training.ema import AveragedWeights
+from speechbrain_summarymixing.training.loggers import StepMeter
 from speechbrain_summarymixing.training.random_states import RandomStates
 from speechbrain_summarymixing.training.schedules import make_schedule
 from speechbrain_summarymixing.training.validation import VALIDATED, ValidatedTask
@@ -74,7 +76,24 @@ class ExperimentBrain(ValidatedTask):
         if self._random_states is not None:
             self._random_states.restore()
         with self._memory_told(batch, self.batch_option):
-            return super().fit_batch(batch)
+            loss = super().fit_batch(batch)
+        self._meter.after_batch(loss, partial(self.amount_of, batch))
+        if self.step % self.grad_accumulation_factor == 0:
+            self._log_step()
+        return loss
+
+    def optimizers_step(self):
+        """As SpeechBrain's; the gradients of steps that are logged are measured before."""
+        self._meter.before_step(self.optimizer_step + 1, self.optimizer, self.scaler)
+        super().optimizers_step()
+
+    def _log_step(self):
+        epoch = self.hparams.epoch_counter.current
+        seconds = self.train_seconds + self._seconds_of_stage()
+        values = self._meter.after_step(self.optimizer_step, epoch, seconds)
+        for train_logger in self.train_loggers if values else ():
+            if hasattr(train_logger, "log_step"):
+                train_logger.log_step(values)
 
     def evaluate_batch(self, batch, stage):
         """As SpeechBrain's; a lack of memory is told with the batch's utterances."""
@@ -212,6 +231,7 @@ class ExperimentBrain(ValidatedTask):
             logger.info("Going on: the shards are read from their begin, in another order")
         if self.distributed_launch:  # else each process draws the same dropout
             torch.manual_seed(self.hparams.seed + self.rank)
+        self._meter = StepMeter(self.hparams.log_every_steps, self.train_seconds, self.speed)
         for line in plan.lines(self):
             logger.info(line)
         if self._optimizer_step_limit_exceeded and not self.step:  # nothing is left to train

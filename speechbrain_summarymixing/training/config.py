@@ -58,6 +58,7 @@ FROM_ZERO = {
     "early_stop_patience",
     "ema",
     "lm_weight",
+    "log_every_steps",
     "max_grad_norm",
     "min_seconds",
     "num_workers",

@@ -16,7 +16,6 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import shards, tokens
@@ -46,6 +45,7 @@ from speechbrain_summarymixing.training.identity import (
     check_utterances,
     settings,
 )
+from speechbrain_summarymixing.training.loggers import train_loggers
 
 logger = get_logger(__name__)
 
@@ -82,7 +82,7 @@ def run(argv, task):
             checkpointer=hparams["checkpointer"],
         )
         brain.targets = targets
-        brain.train_loggers = () if check else train_loggers(hparams)
+        brain.train_loggers = train_loggers(hparams) if training and not check else ()
         brain.system = run_opts["param_file"]
         if training:
             fit(brain, hparams, train, valid)
@@ -266,26 +266,6 @@ def _check_run_options(run_opts):
             f"--grad_accumulation_factor is {run_opts['grad_accumulation_factor']}, but must be 1 "
             "or more"
         )
-
-
-def train_loggers(hparams):
-    """Returns SpeechBrain's text logger and, where hparams["tensorboard"], TensorBoard's.
-
-    Raises
-    ------
-    UserError
-        If TensorBoard is asked for and not installed.
-    """
-    if not hparams["tensorboard"]:
-        return [hparams["train_logger"]]
-    try:
-        tensorboard = TensorboardLogger(save_dir=f"{hparams['output_folder']}/tensorboard")
-    except ImportError as error:
-        raise UserError(
-            "--tensorboard True needs TensorBoard, which is not installed: "
-            'pip install "speechbrain-summarymixing[tensorboard]"'
-        ) from error
-    return [hparams["train_logger"], tensorboard]
 
 
 def fit(brain, hparams, train, valid):

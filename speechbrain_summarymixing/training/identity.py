@@ -50,7 +50,9 @@ FREE_SETTINGS = {
     "check",
     "early_stop_patience",
     "valid_every_steps",
+    "log_every_steps",
     "tensorboard",
+    "wandb",
     "size_option",
 }
 # Folders that weights depend on, which are compared by what this file in them holds.

@@ -14,6 +14,7 @@ class Task(sb.Brain):
     metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`
     unit = "%"  # of what the task measures
     batch_option = "batch_seconds"  # which bounds a training batch
+    speed = "audio_per_second"  # what `amount_of` returns, by the second
     shard_reader = None  # a `shards.ShardReader`, where training is on shards
     augmentation = None  # an `augment.DrawnByUtterance` of the training set
     measured = {}  # of an utterance's ID, what the stage has measured of it; at its end, of all
@@ -49,6 +50,10 @@ class Task(sb.Brain):
     def amount(self, dataset):
         """Returns what a dataset of `train_loading` or `eval_loading` holds, in words."""
         raise NotImplementedError
+
+    def amount_of(self, batch):
+        """Returns how much is learnt of in a batch: seconds of audio, or ``speed`` says what."""
+        return float(sum(batch.duration))
 
     def validation_metric(self):
         """Returns the value of ``metric`` over the validation set."""

@@ -1,7 +1,10 @@
 """What a run may add to its training: averaged weights, validations within epochs, an early end."""
 
+import csv
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,3 +111,67 @@ def test_training_ends_when_patience_does_and_the_same_command_trains_no_more(
     losses = iter([1.0, *[2.0] * 9])
     experiment.run(command(tmp_path / "out", **options), ASR)
     assert [row["epoch"] for row in curves.read(tmp_path / "out")] == list("123456")
+
+
+def test_steps_are_logged_with_their_gradients_and_a_run_that_goes_on_has_each_once(
+    command, tmp_path, monkeypatch
+):
+    norms, logged, clip = [], [], torch.nn.utils.clip_grad_norm_
+
+    def noted(parameters, limit):
+        norms.append(float(clip(parameters, limit)))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
+    fake = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    begun = []
+    monkeypatch.setitem(
+        sys.modules, "wandb", SimpleNamespace(init=lambda **o: begun.append(o) or fake)
+    )
+    fit_batch, stop_at = ASR.fit_batch, 6
+
+    def interrupted(self, batch):
+        if self.optimizer_step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fit_batch(self, batch)
+
+    monkeypatch.setattr(ASR, "fit_batch", interrupted)
+    options = {"log_every_steps": 2, "grad_accumulation_factor": 2, "wandb": "speech"}
+    options |= {"tensorboard": "True", "test_beam_size": 1, "number_of_epochs": 4}
+    with pytest.raises(SystemExit):
+        experiment.run(command(tmp_path / "out", **options), ASR)
+    with open(tmp_path / "out/steps.csv", "a") as file:
+        file.write("8,2,1.0,1.0,1.0,1.0\n9")  # of a step that is done again
+    stop_at = None
+    experiment.run(command(tmp_path / "out", **options), ASR)
+
+    with open(tmp_path / "out/steps.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == list(range(2, len(norms) + 1, 2)) and len(steps) > 4
+    assert [float(row["gradient_norm"]) for row in rows] == pytest.approx(norms[1::2], rel=1e-5)
+    # warm-up's learning rates: that of the step itself, not of the next
+    rates = [float(row["lr"]) for row in rows]
+    assert rates == pytest.approx([0.002 * (step - 1) / 300 for step in steps])
+    assert all(float(row["audio_per_second"]) > 0 for row in rows)
+    assert [step for step, values in logged if "step/loss" in values] == steps
+    ends = [(step, values) for step, values in logged if "valid" in values]
+    history = curves.read(tmp_path / "out")
+    assert [step for step, _ in ends] == [int(row["steps"]) for row in history]
+    assert [options["id"] for options in begun] == 2 * [begun[0]["id"]]
+    assert begun[0]["project"] == "speech" and begun[0]["config"]["lr"] == 0.002
+    assert list((tmp_path / "out/tensorboard").glob("**/events*"))
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (None, r'pip install "speechbrain-summarymixing\[wandb\]"'),
+        (SimpleNamespace(init=lambda **_: 1 / 0), "division by zero.*WANDB_MODE=offline"),
+    ],
+)
+def test_weights_and_biases_that_does_not_begin_is_told(
+    command, tmp_path, monkeypatch, module, message
+):
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with pytest.raises(SystemExit, match=message):
+        experiment.run(command(tmp_path / "out", wandb="speech"), ASR)
