@@ -3,6 +3,7 @@
 from functools import partial
 
 import speechbrain as sb
+import torch
 
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import loading, shards, tokens
@@ -133,8 +134,17 @@ def batch_limits(hparams):
 
 
 def augmentation(hparams):
-    """Returns the `DrawnByUtterance` of hparams["wav_augment"], or None where there is none."""
+    """Returns the `DrawnByUtterance` of hparams["wav_augment"], or None where there is none.
+
+    Raises
+    ------
+    UserError
+        If a folder of what is added has no recordings.
+    """
     augment = hparams["wav_augment"]
+    for part in augment.modules() if isinstance(augment, torch.nn.Module) else ():
+        if getattr(part, "recordings", None) is not None:
+            part.recordings.find()
     return None if augment is None else DrawnByUtterance(augment, hparams["seed"])
 
 
