@@ -1,5 +1,6 @@
 """What the training of every task shares: schedule, checkpoints, curves, stop and resume."""
 
+import gc
 import signal
 import time
 from contextlib import ExitStack, contextmanager
@@ -265,6 +266,14 @@ class ExperimentBrain(ValidatedTask):
                     device_ids=None if self.distributed_backend == "gloo" else [self.device],
                     find_unused_parameters=self.find_unused_parameters,
                 )
+
+    def wrap_anew(self):
+        """Lets DDP see which weights have gradients from now on; all processes must ask for it."""
+        if self.distributed_launch:
+            taken_off_ddp(self.modules)
+            self._wrapped = {}
+            gc.collect()  # the hooks of the wrappers of before go with them
+            self._wrap_distributed()
 
     def on_stage_start(self, stage, epoch=None):
         """Starts training's clock; its augmentation is that of the epoch."""

@@ -57,6 +57,7 @@ FROM_ZERO = {
     "dropout",
     "early_stop_patience",
     "ema",
+    "freeze_encoder_steps",
     "lm_weight",
     "log_every_steps",
     "max_grad_norm",
