@@ -81,6 +81,10 @@ class LanguageModel(ExperimentBrain):
         )
         return dataset, options
 
+    def encoder(self):
+        """Returns the Transformer's layers."""
+        return self.hparams.lm_model.encoder
+
     def amount(self, dataset):
         """Returns how many sentences a dataset holds, in words."""
         return f"{len(dataset)} sentences"

@@ -61,6 +61,10 @@ class SpeechTask(ExperimentBrain):
         )
         return dataset, options
 
+    def encoder(self):
+        """Returns the encoder, without the front-end."""
+        return self.hparams.transformer.encoder
+
     def amount(self, dataset):
         """Returns how many utterances and hours a dataset holds, in words."""
         hparams = vars(self.hparams)

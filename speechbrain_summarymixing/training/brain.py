@@ -16,9 +16,10 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 from speechbrain.utils.logger import get_logger
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_summarymixing.errors import UserError, lacks_memory
+from speechbrain_summarymixing.errors import UserError, lacks_memory, reason_of
 from speechbrain_summarymixing.lobes.positions import SinePositions
 from speechbrain_summarymixing.processes import (
     highest,
@@ -109,6 +110,11 @@ class ExperimentBrain(ValidatedTask):
         try:
             yield
         except RuntimeError as error:
+            if isinstance(error, TorchDynamoException):
+                raise UserError(
+                    f"--compile: torch cannot compile the encoder here ({reason_of(error)}): leave "
+                    "it out, which changes nothing but the speed"
+                ) from error
             if not lacks_memory(error):
                 raise
             longest = ""
@@ -237,6 +243,15 @@ class ExperimentBrain(ValidatedTask):
             logger.info(line)
         if self._optimizer_step_limit_exceeded and not self.step:  # nothing is left to train
             self.hparams.epoch_counter.current = self.hparams.epoch_counter.limit
+
+    def _compile(self):
+        if self.compile and self.compile_module_keys is None:
+            # SpeechBrain's makes a graph of each module for each length; in place no name changes
+            self.encoder().compile(
+                mode=self.compile_mode, fullgraph=self.compile_using_fullgraph, dynamic=True
+            )
+            return
+        super()._compile()
 
     def _take_in_weights(self, optimizer, *_):
         # SpeechBrain's --skip_nonfinite_grads leaves no gradient, and fp16's scaler takes no step

@@ -68,6 +68,10 @@ class Task(sb.Brain):
         processes = number_of_processes()
         return {"rank": self.rank if processes > 1 else 0, "processes": processes}
 
+    def encoder(self):
+        """Returns the module that ``--compile`` compiles."""
+        raise NotImplementedError
+
     def before_tests(self):
         """Prepares for the test sets, after training."""
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training import curves, experiment
@@ -175,3 +177,38 @@ def test_weights_and_biases_that_does_not_begin_is_told(
     monkeypatch.setitem(sys.modules, "wandb", module)
     with pytest.raises(SystemExit, match=message):
         experiment.run(command(tmp_path / "out", wandb="speech"), ASR)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_has_the_same_losses_in_one_graph_a_stage(
+    command, tmp_path, monkeypatch
+):
+    torch._dynamo.reset()
+    graphs, compiled = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda m, **o: compiled(m, **{**o, "mode": None}, backend=graphs),
+    )
+    options = {"dropout": 0, "number_of_epochs": 2, "test_beam_size": 1}
+    for name in ("plain", "compiled"):
+        chosen = {"compile": True} if name == "compiled" else {}
+        experiment.run(command(tmp_path / name, **options, **chosen), ASR)
+    plain, other = (curves.read(tmp_path / name) for name in ("plain", "compiled"))
+    for row, own in zip(plain, other, strict=True):
+        for loss in ("train_loss", "valid_loss"):
+            assert float(own[loss]) == pytest.approx(float(row[loss]), rel=1e-4)
+    assert 1 <= graphs.frame_count <= 4  # of training and evaluation, whatever the length
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+
+
+def test_an_encoder_that_cannot_be_compiled_is_told(command, tmp_path, monkeypatch):
+    def broken(module, **_):
+        def forward(*_, **__):
+            raise TorchDynamoException("no compiler")
+
+        monkeypatch.setattr(module, "forward", forward)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    with pytest.raises(SystemExit, match="--compile: torch cannot compile .*no compiler.*leave it"):
+        experiment.run(command(tmp_path / "out", compile=True), ASR)
