@@ -72,7 +72,8 @@ def rehearse(brain, train, valid):
     brain.on_stage_start(sb.Stage.VALID, counter.current)
     brain.modules.eval()
     validation = _measure("validation", brain, evaluate, *valid)
-    brain.validation_metric()
+    if brain.measured:
+        brain.validation_metric()
     # the processes share the batches of training; those of validation are shared out already
     seconds = training / number_of_processes() + validation
     logger.info("peak memory    %s", _peak(brain.device))
@@ -95,6 +96,8 @@ def _measure(what, brain, run, dataset, options):
         most = max(most, (padded, indices))
         longest = max(longest, (length, indices))
         whole += padded
+    if most[1] is None:  # of the others that validate
+        return 0.0
     began = time.perf_counter()
     batch = options["collate_fn"]([dataset[index] for index in most[1]])
     reading = time.perf_counter() - began

@@ -71,7 +71,8 @@ class ValidatedTask(Task):
         return time.monotonic() - self._training_began if self._training_began is not None else 0.0
 
     def _end_of_validation(self, epoch, valid_loss):
-        if self.optimizer_step > self.validated_step:  # else these weights were validated before
+        again = self.optimizer_step == self.validated_step  # these weights, within the epoch
+        if not again:
             better = valid_loss < self.best_valid_loss
             self.validations_since_best = 0 if better else self.validations_since_best + 1
             self.best_valid_loss = min(valid_loss, self.best_valid_loss)
@@ -109,10 +110,10 @@ class ValidatedTask(Task):
             },
             end_of_epoch=not self.step,
             min_keys=[self.metric],
-            num_to_keep=self.hparams.averaged_checkpoints,
+            num_to_keep=self.hparams.averaged_checkpoints + again,
             name=f"epoch-{epoch:04d}" + (f"-step-{self.optimizer_step:07d}" if self.step else ""),
         )
-        if not self.step:  # the average needs no weights twice
+        if again and not self.step:  # the average needs no weights twice
             self.checkpointer.delete_checkpoints(num_to_keep=0, ckpt_predicate=self._is_double)
 
     def _is_double(self, checkpoint):

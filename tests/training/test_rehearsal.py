@@ -60,6 +60,12 @@ def test_a_run_is_told_before_it_begins_and_a_check_writes_nothing(command, tmp_
     assert contents(tmp_path) == before
 
 
+def test_a_process_without_a_batch_to_validate_checks_all_the_same(command, tmp_path, monkeypatch):
+    place = {"rank": 1, "processes": 2}
+    monkeypatch.setattr(ASR, "place", lambda self: place)
+    experiment.run(command(tmp_path / "out", check="True"), ASR)
+
+
 def test_a_check_steps_the_longest_utterance(command, noises, tmp_path, monkeypatch):
     seen, fit_batch = [], ASR.fit_batch
 

@@ -93,8 +93,9 @@ def test_validation_within_epochs_changes_no_weight_and_ema_alone_what_is_valida
     for row in plain:
         assert row["train_loss"] == at[row["steps"]]["train_loss"]
         assert row["valid_loss"] != at[row["steps"]]["valid_loss"]
-    steps = {path.name for path in (whole / "save").iterdir()}
-    assert any("-step-" in name for name in steps)
+    kept = [path.name for path in (whole / "save").iterdir()]
+    assert len(kept) >= ALL["averaged_checkpoints"] and any("-step-" in name for name in kept)
+    assert not any(name.endswith(f"-step-{last:07d}") for name in kept)  # that is epoch-0002
 
 
 def test_training_ends_when_patience_does_and_the_same_command_trains_no_more(
