@@ -18,6 +18,7 @@ from speechbrain_summarymixing.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+AUDIO_SUFFIXES = {".aif", ".aiff", ".au", ".flac", ".mp3", ".ogg", ".opus", ".sph", ".wav"}
 UNKNOWN_FRAMES = 2**63 - 1  # of libsndfile, for a flac that was written to a pipe
 LOWEST_RATE = 4000  # Hz: at a lower one no speech is left, and resampling makes it long
 MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
@@ -105,6 +106,36 @@ def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf
     path = source if name is None else name
     with _open(source, path) as file:
         samples = _mono(_segment(file, path, start, stop), path)
+        return _resampled(samples, file.samplerate, sample_rate, path)
+
+
+def read_part(path, sample_rate=16000, *, seconds, place):
+    """Reads a part of a file, as mono at a rate.
+
+    Arguments
+    ---------
+    path : str or Path
+    sample_rate : int
+        As for `read_audio`.
+    seconds : float
+        The part's duration; a shorter file is read whole.
+    place : float
+        Where the part lies: 0 at the begin, 1 at the end.
+
+    Returns
+    -------
+    torch.Tensor
+        (T,), float32.
+
+    Raises
+    ------
+    UserError
+        As `read_audio`.
+    """
+    with _open(path) as file:
+        frames = min(file.frames, max(1, round(seconds * file.samplerate)))
+        file.seek(int(place * (file.frames - frames)))
+        samples = _mono(_read(file, path, frames), path)
         return _resampled(samples, file.samplerate, sample_rate, path)
 
 

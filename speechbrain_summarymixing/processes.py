@@ -4,7 +4,9 @@
 """
 
 import os
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from speechbrain.utils.distributed import (
@@ -148,3 +150,19 @@ def first_to_tell(message):
         return store.add(f"told/{attempt}/{message}", 1) == 1
     except RuntimeError:  # without the launcher's store it is told more than once
         return True
+
+
+def peak_resident_bytes():
+    """Returns the most memory that this process has held at once, in bytes."""
+    # Linux hands a process the ru_maxrss of the one that started it, which would hide any growth
+    # below that; VmHWM is its own
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,14 +1,13 @@
 """What every measurement here needs: a clock, the machine's name, and memory."""
 
 import os
-import resource
-import sys
 import time
 from pathlib import Path
 
 import torch
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.processes import peak_resident_bytes
 
 
 def machine(device="cpu"):
@@ -42,9 +41,9 @@ def peak_growth_mb(run, device="cpu"):
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) / 1e6
     _forget_peak()
-    before = _peak_resident_bytes()
+    before = peak_resident_bytes()
     run()
-    return (_peak_resident_bytes() - before) / 1e6
+    return (peak_resident_bytes() - before) / 1e6
 
 
 def is_out_of_memory(error):
@@ -79,16 +78,3 @@ def _forget_peak():
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass  # the peak so far stays the floor
-
-
-def _peak_resident_bytes():
-    # Linux hands a process the ru_maxrss of the one that started it, which would hide any growth
-    # below that; VmHWM is its own
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -85,6 +85,10 @@ class Utterances(Dataset):
         """The number of utterances."""
         return len(self.utterances)
 
+    def lengths(self):
+        """Seconds of each utterance, a list."""
+        return [utterance.duration for utterance in self.utterances]
+
     def __getitem__(self, index):
         """An utterance, as told above."""
         utterance = self.utterances[index]
@@ -128,7 +132,7 @@ def train_loader_options(dataset, *, batch_seconds, max_batch_size, num_buckets,
         dataset,
         batch_seconds,
         num_buckets=num_buckets,
-        lengths_list=[utterance.duration for utterance in dataset.utterances],
+        lengths_list=dataset.lengths(),
         shuffle=True,
         batch_ordering="random",
         max_batch_ex=max_batch_size,
@@ -179,6 +183,8 @@ def worker_options(num_workers, device="cpu"):
     if torch.device(device).type == "cuda":
         options["pin_memory"] = True
     if count > 0:
+        # else it draws of training's random numbers, once in a process
+        options["generator"] = torch.Generator()
         options["worker_init_fn"] = _leave_signals_to_the_main_process
         options["persistent_workers"] = True
         options["prefetch_factor"] = BATCHES_AHEAD

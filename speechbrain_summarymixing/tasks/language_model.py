@@ -49,6 +49,7 @@ class LanguageModel(ExperimentBrain):
     metric = "perplexity"
     unit = ""
     batch_option = "batch_sentences"
+    speed = "sentences_per_second"
 
     @classmethod
     def prepare(cls, hparams, train, others):
@@ -79,6 +80,18 @@ class LanguageModel(ExperimentBrain):
             dataset, batch_size=size, **self.place(), **self.workers()
         )
         return dataset, options
+
+    def encoder(self):
+        """Returns the Transformer's layers."""
+        return self.hparams.lm_model.encoder
+
+    def amount(self, dataset):
+        """Returns how many sentences a dataset holds, in words."""
+        return f"{len(dataset)} sentences"
+
+    def amount_of(self, batch):
+        """Returns the number of sentences."""
+        return len(batch.id)
 
     def _sentences(self, path):
         on_main(index_sentences, path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.decoders import ctc_greedy_decode
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_summarymixing.data import sets, tokens
@@ -13,8 +14,10 @@ from speechbrain_summarymixing.inference.export import RECOGNITION, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
 from speechbrain_summarymixing.tasks import metrics
 from speechbrain_summarymixing.tasks.speech import SpeechTask
-from speechbrain_summarymixing.tasks.transfer import load_encoder
+from speechbrain_summarymixing.tasks.transfer import HeldEncoder, load_encoder
 from speechbrain_summarymixing.training.identity import longest_seconds
+
+logger = get_logger(__name__)
 
 LONGEST = 20.0  # s, to decode at once: a search's time and memory grow faster than its length
 
@@ -31,6 +34,7 @@ class ASR(SpeechTask):
     target_names = tokens.SPELLED
     interface = RECOGNITION
     validates_by_ctc = reads_shards = True
+    _held = None  # a `HeldEncoder`
 
     @classmethod
     def prepare(cls, hparams, train, others):
@@ -43,6 +47,11 @@ class ASR(SpeechTask):
         language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
         if language_model is not None:  # now, not after days of training
             load_language_model(language_model)
+        if encoder is None and hparams["freeze_encoder_steps"]:
+            raise UserError(
+                f"--freeze_encoder_steps is {hparams['freeze_encoder_steps']}, but no encoder is "
+                "trained yet: give --encoder_folder too, or 0"
+            )
         if encoder is not None:
             if not sets.has_begun(hparams):  # else a checkpoint has the weights
                 names = ("model", "normalize", "compute_features")
@@ -57,6 +66,33 @@ class ASR(SpeechTask):
     def tokenizer(cls, hparams, train, others):
         """Returns the tokenizer; see `sets.spelling`."""
         return sets.spelling(hparams, train, others)
+
+    def on_fit_start(self):
+        """As `ExperimentBrain`'s; a trained encoder is held for its first steps."""
+        if self.hparams.freeze_encoder_steps:
+            self._held = HeldEncoder(self.hparams.model)
+            self._held.hold()
+        super().on_fit_start()
+
+    def init_optimizers(self):
+        """As SpeechBrain's, of all weights: those that are held have no gradient."""
+        if self._held is not None:
+            self._held.release()
+        super().init_optimizers()
+        if self._held is not None:
+            self._held.hold()
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Holds the encoder, or lets it learn from now on."""
+        if self._held is None:
+            return
+        if self.optimizer_step < self.hparams.freeze_encoder_steps:
+            self._held.hold()
+            return
+        self._held.release()
+        self._held = None
+        self.wrap_anew()
+        logger.info("The encoder learns from step %d on", self.optimizer_step + 1)
 
     def targets_of(self):
         """Returns what spells a transcript; see `tokens.spelled`."""

@@ -3,6 +3,7 @@
 from functools import partial
 
 import speechbrain as sb
+import torch
 
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import loading, shards, tokens
@@ -59,6 +60,21 @@ class SpeechTask(ExperimentBrain):
             dataset, batch_size=size, **self.place(), **self.workers()
         )
         return dataset, options
+
+    def encoder(self):
+        """Returns the encoder, without the front-end."""
+        return self.hparams.transformer.encoder
+
+    def amount(self, dataset):
+        """Returns how many utterances and hours a dataset holds, in words."""
+        hparams = vars(self.hparams)
+        if not hasattr(dataset, "utterances"):
+            urls = urls_of(hparams["shards"])
+            amount = scanned_amount(hparams) or shards.amount_beside(urls)
+            told = f"{len(urls)} shards"
+            return told if amount is None else f"{told}, {amount.seconds / 3600:.2f} h"
+        seconds = sum(dataset.lengths())
+        return f"{len(dataset)} utterances, {seconds / 3600:.2f} h"
 
     def _dataset(self, sets, augment=None):
         utterances = [utterance for rows in sets.values() for utterance in rows]
@@ -122,8 +138,17 @@ def batch_limits(hparams):
 
 
 def augmentation(hparams):
-    """Returns the `DrawnByUtterance` of hparams["wav_augment"], or None where there is none."""
+    """Returns the `DrawnByUtterance` of hparams["wav_augment"], or None where there is none.
+
+    Raises
+    ------
+    UserError
+        If a folder of what is added has no recordings.
+    """
     augment = hparams["wav_augment"]
+    for part in augment.modules() if isinstance(augment, torch.nn.Module) else ():
+        if getattr(part, "recordings", None) is not None:
+            part.recordings.find()
     return None if augment is None else DrawnByUtterance(augment, hparams["seed"])
 
 

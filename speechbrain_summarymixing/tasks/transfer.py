@@ -1,5 +1,6 @@
 """A trained model's encoder, to begin another training with."""
 
+import torch
 import yaml
 from speechbrain.utils.logger import get_logger
 
@@ -69,6 +70,34 @@ def load_encoder(model, normalize, compute_features, source):
         sum(value.numel() for value in own.values()),
         ", ".join(left) or "none",
     )
+
+
+class HeldEncoder:
+    """An encoder without gradients, in eval mode: neither dropout nor moving statistics.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleList
+        As for `load_encoder`.
+    """
+
+    def __init__(self, model):
+        parts = dict(model.named_modules())
+        names = (prefix.removesuffix(".") for prefix in ENCODER)
+        self.parts = torch.nn.ModuleList(parts[name] for name in names if name in parts)
+        self.weights = [p for p in self.parts.parameters() if p.requires_grad]
+
+    def hold(self):
+        """Holds it; in training at each step, since epochs and validations end eval mode."""
+        self.parts.eval()
+        for weight in self.weights:
+            weight.requires_grad_(False)
+
+    def release(self):
+        """Lets it learn."""
+        self.parts.train()
+        for weight in self.weights:
+            weight.requires_grad_(True)
 
 
 def _features_of(source):

@@ -1,9 +1,10 @@
 """What the training of every task shares: schedule, checkpoints, curves, stop and resume."""
 
+import gc
 import signal
 import time
-from contextlib import contextmanager
-from itertools import zip_longest
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -14,24 +15,27 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_summarymixing.errors import UserError, lacks_memory
+from speechbrain_summarymixing.errors import UserError, lacks_memory, reason_of
 from speechbrain_summarymixing.lobes.positions import SinePositions
 from speechbrain_summarymixing.processes import (
-    gathered,
     highest,
     number_of_processes,
     taken_off_ddp,
 )
-from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training import plan
+from speechbrain_summarymixing.training.ema import AveragedWeights
+from speechbrain_summarymixing.training.loggers import StepMeter
 from speechbrain_summarymixing.training.random_states import RandomStates
 from speechbrain_summarymixing.training.schedules import make_schedule
+from speechbrain_summarymixing.training.validation import VALIDATED, ValidatedTask
 
 logger = get_logger(__name__)
 
+EMA = "ema"  # of checkpoints: the file of averaged weights
 STOPS = (signal.SIGINT, signal.SIGTERM)  # of a terminal; of SLURM, Kubernetes and torchrun
 
 
@@ -47,99 +51,25 @@ class Interrupted(UserError):
 
 
 @register_checkpoint_hooks
-class ExperimentBrain(sb.Brain):
+class ExperimentBrain(ValidatedTask):
     """SpeechBrain's Brain with the life of an experiment; a task adds what is learnt.
 
     A task loads its sets, computes the batch, sets ``_batch_ids`` before the loss, measures and
-    exports; `experiment.run` asks for what stands first here. Expects the keys of
-    ``hparams/parts/asr.yaml`` on training as hyperparameters, ``model`` among the checkpointer's
-    recoverables, and ``train_loggers`` as an attribute.
+    exports. Expects the keys of ``hparams/parts/training.yaml`` as hyperparameters, ``model`` among
+    the checkpointer's recoverables, and ``train_loggers`` and ``system`` as attributes.
     """
 
-    reads_shards = False  # whether it can train on ``shards``
-    name = None  # what a system's key ``task`` calls it
-    targets = None  # what ``prepare`` returned
-    train_loggers = ()
-    train_seconds = 0.0
-    metric = None  # what validation measures, the lower the better; a key of `curves.LABELS`
-    unit = "%"  # of what the task measures
-    batch_option = "batch_seconds"  # which bounds a training batch
-    shard_reader = None  # a `shards.ShardReader`, where training is on shards
-    augmentation = None  # an `augment.DrawnByUtterance` of the training set
-    measured = {}  # of an utterance's ID, what the stage has measured of it; at its end, of all
+    system = ""  # the hyperparameter file
+    amounts = {}  # of a part, "train" and "valid", what its set holds, in words
     _batch_ids = ()
-    _evaluated = ()  # the IDs of each batch of this process
     _random_states = None
+    _ema = None  # an `AveragedWeights`
     _wrapped = {}  # for DDP, while the bare modules evaluate
-    _stage_began = None
     _stop_requested = 0  # the number of the signal
 
-    # ---- what a task says
-
-    @classmethod
-    def prepare(cls, hparams, train, others):
-        """Checks all utterances and returns what targets are made with, such as a tokenizer.
-
-        Arguments
-        ---------
-        hparams : dict
-        train, others : dict
-            From a set's name to its list of utterances.
-
-        Raises
-        ------
-        UserError
-            If utterances cannot be used.
-        """
-        raise NotImplementedError
-
-    def train_loading(self, train):
-        """Returns the dataset of the training sets, by name, and its loader's options."""
-        raise NotImplementedError
-
-    def eval_loading(self, part, sets):
-        """Returns one dataset of some sets, by name, and its loader's options.
-
-        ``part`` is "valid" or "test".
-        """
-        raise NotImplementedError
-
-    def validation_metric(self):
-        """Returns the value of ``metric`` over the validation set."""
-        raise NotImplementedError
-
-    def workers(self):
-        """Returns what `loading.worker_options` asks for."""
-        return {"num_workers": self.hparams.num_workers, "device": self.device}
-
-    def place(self):
-        """Returns this process's number among those that share the work, and how many they are."""
-        processes = number_of_processes()
-        return {"rank": self.rank if processes > 1 else 0, "processes": processes}
-
-    def before_tests(self):
-        """Prepares for the test sets, after training."""
-
-    def scores(self, rows):
-        """Returns what was measured on a test set of utterances ``rows``, for ``results.json``.
-
-        A dict; a measure in percent, such as WER, has its 95% bootstrap interval in WER_95.
-        """
-        raise NotImplementedError
-
-    def errors(self, rows):
-        """Returns (ID, errors, total) of each utterance ``rows`` of a test set, to compare systems.
-
-        The sum of the errors over that of the totals is the task's error rate.
-        """
-        raise NotImplementedError
-
-    def write_details(self, name, rows):
-        """Writes what was measured of each utterance ``rows`` of the test set ``name``."""
-
-    def export(self, results):
-        """Writes the model to use, given what ``results.json`` holds."""
-        raise NotImplementedError
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._swapped = ExitStack()  # while the average of weights is validated
 
     # ---- one batch
 
@@ -148,7 +78,24 @@ class ExperimentBrain(sb.Brain):
         if self._random_states is not None:
             self._random_states.restore()
         with self._memory_told(batch, self.batch_option):
-            return super().fit_batch(batch)
+            loss = super().fit_batch(batch)
+        self._meter.after_batch(loss, partial(self.amount_of, batch))
+        if self.step % self.grad_accumulation_factor == 0:
+            self._log_step()
+        return loss
+
+    def optimizers_step(self):
+        """As SpeechBrain's; the gradients of steps that are logged are measured before."""
+        self._meter.before_step(self.optimizer_step + 1, self.optimizer, self.scaler)
+        super().optimizers_step()
+
+    def _log_step(self):
+        epoch = self.hparams.epoch_counter.current
+        seconds = self.train_seconds + self._seconds_of_stage()
+        values = self._meter.after_step(self.optimizer_step, epoch, seconds)
+        for train_logger in self.train_loggers if values else ():
+            if hasattr(train_logger, "log_step"):
+                train_logger.log_step(values)
 
     def evaluate_batch(self, batch, stage):
         """As SpeechBrain's; a lack of memory is told with the batch's utterances."""
@@ -163,6 +110,11 @@ class ExperimentBrain(sb.Brain):
         try:
             yield
         except RuntimeError as error:
+            if isinstance(error, TorchDynamoException):
+                raise UserError(
+                    f"--compile: torch cannot compile the encoder here ({reason_of(error)}): leave "
+                    "it out, which changes nothing but the speed"
+                ) from error
             if not lacks_memory(error):
                 raise
             longest = ""
@@ -197,18 +149,13 @@ class ExperimentBrain(sb.Brain):
 
     def fit(self, epoch_counter, train_set, valid_set=None, **options):
         """As SpeechBrain's; Ctrl-C and SIGTERM save a checkpoint and raise `Interrupted`."""
-        loading = options["train_loader_kwargs"]
-        if self.shard_reader is not None:
-            # of each process, while a sampler counts those of all
-            self.steps_per_epoch = loading["looped_nominal_epoch"] * number_of_processes()
-        else:
-            if not self.distributed_launch:
-                # SpeechBrain calls set_epoch only on what it wrapped itself
-                self.train_sampler = loading["batch_sampler"]
-            self.steps_per_epoch = len(loading["batch_sampler"])
+        self.expect(train_set, valid_set, options["train_loader_kwargs"])
+        self._valid_loader = self.make_dataloader(
+            valid_set, sb.Stage.VALID, ckpt_prefix=None, **options.pop("valid_loader_kwargs")
+        )
         before = {number: signal.signal(number, self._request_stop) for number in STOPS}
         try:
-            super().fit(epoch_counter, train_set, valid_set, **options)
+            super().fit(epoch_counter, train_set, self._valid_loader, **options)
             if self._stop_requested:
                 raise Interrupted(
                     "stopped after the last epoch, which is saved. The same command tests it",
@@ -218,7 +165,21 @@ class ExperimentBrain(sb.Brain):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def expect(self, train_set, valid_set, loading):
+        """Notes what there is to learn, given the sets and the options of the training loader."""
+        self.amounts = {"train": self.amount(train_set), "valid": self.amount(valid_set)}
+        if self.shard_reader is not None:
+            # of each process, while a sampler counts those of all
+            self.steps_per_epoch = loading["looped_nominal_epoch"] * number_of_processes()
+        else:
+            if not self.distributed_launch:
+                # SpeechBrain calls set_epoch only on what it wrapped itself
+                self.train_sampler = loading["batch_sampler"]
+            self.steps_per_epoch = len(loading["batch_sampler"])
+
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        if self._validation_due():
+            self._validate_within_epoch()
         # a checkpoint amid an accumulation would lose its gradients
         due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
         self._stop_requested = highest(self._stop_requested, self.device)
@@ -252,8 +213,8 @@ class ExperimentBrain(sb.Brain):
                 f"or more: start fewer processes or lower --{self.batch_option}"
             )
         # batches are repeated until each process has as many; gradients left over are dropped
-        steps = -(-batches // processes) // self.grad_accumulation_factor
-        total = max(1, self.hparams.number_of_epochs * steps)
+        self.epoch_steps = -(-batches // processes) // self.grad_accumulation_factor
+        total = max(1, self.hparams.number_of_epochs * self.epoch_steps)
         self.lr_schedule = make_schedule(
             self.hparams.schedule,
             lr=self.hparams.lr,
@@ -266,12 +227,36 @@ class ExperimentBrain(sb.Brain):
             self._random_states = RandomStates()
             # checkpoints of before have none
             self.checkpointer.add_recoverable("random", self._random_states, optional_load=True)
+        if self.hparams.ema:
+            self._ema = AveragedWeights(self.hparams.model, self.hparams.ema)
+            self.checkpointer.add_recoverable(EMA, self._ema)
         super().on_fit_start()
+        if self._ema is not None:
+            self.optimizer.register_step_post_hook(self._take_in_weights)
         if self.shard_reader is not None and self.optimizer_step > 0:
             self.shard_reader.steps_before = self.optimizer_step
             logger.info("Going on: the shards are read from their begin, in another order")
         if self.distributed_launch:  # else each process draws the same dropout
             torch.manual_seed(self.hparams.seed + self.rank)
+        self._meter = StepMeter(self.hparams.log_every_steps, self.train_seconds, self.speed)
+        for line in plan.lines(self):
+            logger.info(line)
+        if self._optimizer_step_limit_exceeded and not self.step:  # nothing is left to train
+            self.hparams.epoch_counter.current = self.hparams.epoch_counter.limit
+
+    def _compile(self):
+        if self.compile and self.compile_module_keys is None:
+            # SpeechBrain's makes a graph of each module for each length; in place no name changes
+            self.encoder().compile(
+                mode=self.compile_mode, fullgraph=self.compile_using_fullgraph, dynamic=True
+            )
+            return
+        super()._compile()
+
+    def _take_in_weights(self, optimizer, *_):
+        # SpeechBrain's --skip_nonfinite_grads leaves no gradient, and fp16's scaler takes no step
+        if any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
+            self._ema.update(self.optimizer_step)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
         if self.shard_reader is not None:  # which splits the shards itself
@@ -297,64 +282,40 @@ class ExperimentBrain(sb.Brain):
                     find_unused_parameters=self.find_unused_parameters,
                 )
 
-    def on_stage_start(self, stage, epoch=None):
-        """Starts the stage's clock; training's augmentation is that of the epoch."""
-        self._stage_began = time.monotonic()
-        if stage != sb.Stage.TRAIN:
-            self.measured, self._evaluated = {}, []
-            # so that processes may evaluate other numbers of batches
-            self._wrapped = taken_off_ddp(self.modules)
-        elif self.augmentation is not None:
-            self.augmentation.epoch.fill_(epoch)
+    def wrap_anew(self):
+        """Lets DDP see which weights have gradients from now on; all processes must ask for it."""
+        if self.distributed_launch:
+            taken_off_ddp(self.modules)
+            self._wrapped = {}
+            gc.collect()  # the hooks of the wrappers of before go with them
+            self._wrap_distributed()
 
-    def _share(self, loss):
-        """Makes known to all what each has measured, in the order of one process; the mean loss."""
-        parts = gathered((self.measured, self._evaluated, float(loss)))
-        rounds = zip_longest(*(batches for _, batches, _ in parts), fillvalue=())
-        order = (key for batches in rounds for batch in batches for key in batch)
-        measured = {key: value for own, _, _ in parts for key, value in own.items()}
-        self.measured = {key: measured[key] for key in dict.fromkeys(order) if key in measured}
-        batches = sum(len(own) for _, own, _ in parts)
-        return sum(len(own) * mean for _, own, mean in parts) / max(1, batches)
+    def on_stage_start(self, stage, epoch=None):
+        """Starts training's clock; its augmentation is that of the epoch."""
+        if stage == sb.Stage.TRAIN:
+            self._training_began = time.monotonic()
+            if self.augmentation is not None:
+                self.augmentation.epoch.fill_(epoch)
+            return
+        self.measured, self._evaluated = {}, []
+        # so that processes may evaluate other numbers of batches
+        self._wrapped = taken_off_ddp(self.modules)
+        if stage == sb.Stage.VALID and self._ema is not None:
+            self._swapped.enter_context(self._ema.in_place())
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs; after validation also saves a checkpoint and draws the curves."""
         if stage != sb.Stage.TRAIN:
             stage_loss = self._share(stage_loss)
             self.modules.update(self._wrapped)
+            self._swapped.close()
         if stage == sb.Stage.TRAIN:
-            self.train_seconds += time.monotonic() - self._stage_began
+            self.train_seconds += self._seconds_of_stage()
+            self._training_began = None
             self.train_loss = float(stage_loss)
         elif stage == sb.Stage.VALID:
-            self._end_of_epoch(epoch, float(stage_loss))
-
-    def _end_of_epoch(self, epoch, valid_loss):
-        row = {
-            "epoch": epoch,
-            "steps": self.optimizer_step,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": self.train_loss,
-            "valid_loss": valid_loss,
-            f"valid_{self.metric}": self.validation_metric(),
-            "train_seconds": round(self.train_seconds, 1),
-        }
-        for train_logger in self.train_loggers:  # they write on the main process alone
-            train_logger.log_stats(
-                stats_meta={k: row[k] for k in ("epoch", "steps", "lr", "train_seconds")},
-                train_stats={"loss": row["train_loss"]},
-                valid_stats={
-                    "loss": valid_loss,
-                    curves.LABELS[self.metric]: row[f"valid_{self.metric}"],
-                },
-            )
-        if if_main_process():
-            curves.record(Path(self.hparams.output_folder), row)
-        self.checkpointer.save_and_keep_only(
-            meta={self.metric: row[f"valid_{self.metric}"], "epoch": epoch},
-            min_keys=[self.metric],
-            num_to_keep=self.hparams.averaged_checkpoints,
-            name=f"epoch-{epoch:04d}",
-        )
+            self.step = self._step_within
+            self._end_of_validation(epoch, float(stage_loss))
 
     # ---- test
 
@@ -369,12 +330,12 @@ class ExperimentBrain(sb.Brain):
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint of a finished epoch, "
                 "so there is nothing to test: train first (without --test_only)"
             )
-        average = self.checkpointer.average(checkpoints, "model")
+        average = self.checkpointer.average(checkpoints, EMA if self.hparams.ema else "model")
         self.hparams.model.load_state_dict(average, strict=True)
         self.hparams.model.eval()
         logger.info(
-            "Testing the average of the epochs "
-            + ", ".join(str(c.meta["epoch"]) for c in checkpoints)
+            f"Testing the average of the {'EMA of the ' if self.hparams.ema else ''}epochs "
+            + ", ".join(f"{c.meta['epoch']} (step {c.meta.get('steps')})" for c in checkpoints)
         )
 
     # ---- resume
@@ -383,12 +344,13 @@ class ExperimentBrain(sb.Brain):
     def _save(self, path):
         super()._save(path)
         state = yaml.safe_load(Path(path).read_text())
-        state["train_seconds"] = self.train_seconds + (
-            time.monotonic() - self._stage_began if self.step else 0.0
-        )
+        state["train_seconds"] = self.train_seconds + self._seconds_of_stage()
+        state.update((name, getattr(self, name)) for name in VALIDATED)
         Path(path).write_text(yaml.dump(state))
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):
         super()._recover(path, end_of_epoch)
-        self.train_seconds = yaml.safe_load(Path(path).read_text()).get("train_seconds", 0.0)
+        state = yaml.safe_load(Path(path).read_text())
+        for name in ("train_seconds", *VALIDATED):  # a run of before does not know them all
+            setattr(self, name, state.get(name, getattr(self, name)))

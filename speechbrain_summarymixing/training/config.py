@@ -55,10 +55,15 @@ ABOVE_ZERO = {
 }
 FROM_ZERO = {
     "dropout",
+    "early_stop_patience",
+    "ema",
+    "freeze_encoder_steps",
     "lm_weight",
+    "log_every_steps",
     "max_grad_norm",
     "min_seconds",
     "num_workers",
+    "valid_every_steps",
     "warmup_steps",
     "weight_decay",
 }

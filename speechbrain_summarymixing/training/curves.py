@@ -21,10 +21,11 @@ def record(folder, row):
     folder : Path
     row : dict
         With epoch, steps, lr, train_loss, valid_loss, train_seconds and, in valid_<metric>, one
-        of the `LABELS`. A row of the same or a later epoch, left by a run that was resumed before
+        of the `LABELS`. A row of the same or a later step, left by a run that was resumed before
         it, is replaced.
     """
-    rows = [r for r in read(folder) if int(r["epoch"]) < row["epoch"]] + [row]
+    place = row["epoch"], row["steps"]
+    rows = [r for r in read(folder) if (int(r["epoch"]), int(r["steps"])) < place] + [row]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row))
     writer.writeheader()

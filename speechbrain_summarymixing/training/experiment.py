@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import logging
+import shutil
 import signal
 import sys
 import warnings
@@ -15,7 +16,6 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_summarymixing.corpora.shards import urls_of
 from speechbrain_summarymixing.data import shards, tokens
@@ -27,8 +27,9 @@ from speechbrain_summarymixing.processes import (
     first_to_tell,
     join_processes,
     number_of_processes,
+    on_main,
 )
-from speechbrain_summarymixing.training import curves
+from speechbrain_summarymixing.training import curves, plan, rehearsal
 from speechbrain_summarymixing.training.brain import Interrupted
 from speechbrain_summarymixing.training.config import (
     load_hyperparams,
@@ -44,6 +45,7 @@ from speechbrain_summarymixing.training.identity import (
     check_utterances,
     settings,
 )
+from speechbrain_summarymixing.training.loggers import train_loggers
 
 logger = get_logger(__name__)
 
@@ -67,7 +69,7 @@ def run(argv, task):
         until_the_end.enter_context(_loss_of_folder_told(hparams["output_folder"]))
         if hparams["shards"] is not None and not task.reads_shards:
             raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
-        training = not run_opts["test_only"]
+        training, check = not run_opts["test_only"], hparams["check"]
         train, valid, tests = manifests(hparams, training=training)
         targets = task.prepare(hparams, train, {**valid, **tests})
         if training:
@@ -80,9 +82,12 @@ def run(argv, task):
             checkpointer=hparams["checkpointer"],
         )
         brain.targets = targets
-        brain.train_loggers = train_loggers(hparams)
+        brain.train_loggers = train_loggers(hparams) if training and not check else ()
+        brain.system = run_opts["param_file"]
         if training:
             fit(brain, hparams, train, valid)
+        if check:
+            return
         if brain.debug:  # SpeechBrain looks at so many batches of each set alone
             tests = {name: rows[: brain.debug_batches] for name, rows in tests.items()}
         results = test(brain, hparams, tests)
@@ -185,11 +190,19 @@ def start(argv, until_the_end=None, task=None):
         )
     if run_opts["debug"]:  # nothing of a real run is touched
         overrides["output_folder"] = value_of(path, "output_folder", overrides) + "-debug"
+    run_folder = None
+    if overrides.get("check") is True:
+        run_folder = value_of(path, "output_folder", overrides)
+        overrides["output_folder"] = f"{run_folder}{plan.CHECK}"
     routed = route_overrides(path, overrides)
     _check_run_options(run_opts)
     if run_opts["device"] == "cuda":  # of several processes each would take the first GPU
         run_opts = replace(run_opts, device=infer_device())
     join_processes(run_opts)
+    if run_folder is not None:
+        on_main(rehearsal.copy_run, run_folder, overrides["output_folder"])
+        if until_the_end is not None and if_main_process():
+            until_the_end.callback(shutil.rmtree, overrides["output_folder"], ignore_errors=True)
     hparams = load_hyperparams(path, overrides)
     if run_opts["ckpt_interval_steps"] > 0:
         hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of the two
@@ -207,6 +220,7 @@ def start(argv, until_the_end=None, task=None):
         new_with_default=options_of(path) - overrides.keys(),
         begun=has_begun(hparams),
         overwrite_hint="delete it to start anew",
+        name=run_folder,
     )
     sb.create_experiment_directory(folder, hyperparams_to_save=path, overrides=routed)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -254,30 +268,16 @@ def _check_run_options(run_opts):
         )
 
 
-def train_loggers(hparams):
-    """Returns SpeechBrain's text logger and, where hparams["tensorboard"], TensorBoard's.
-
-    Raises
-    ------
-    UserError
-        If TensorBoard is asked for and not installed.
-    """
-    if not hparams["tensorboard"]:
-        return [hparams["train_logger"]]
-    try:
-        tensorboard = TensorboardLogger(save_dir=f"{hparams['output_folder']}/tensorboard")
-    except ImportError as error:
-        raise UserError(
-            "--tensorboard True needs TensorBoard, which is not installed: "
-            'pip install "speechbrain-summarymixing[tensorboard]"'
-        ) from error
-    return [hparams["train_logger"], tensorboard]
-
-
 def fit(brain, hparams, train, valid):
-    """Trains, or goes on training, on the sets ``train``, and validates on ``valid``."""
+    """Trains, or goes on training, on the sets ``train``, and validates on ``valid``.
+
+    With hparams["check"] it only tries what this would be.
+    """
     dataset, options = brain.train_loading(train)
     valid_set, valid_options = brain.eval_loading("valid", valid)
+    if hparams["check"]:
+        rehearsal.rehearse(brain, (dataset, options), (valid_set, valid_options))
+        return
     brain.fit(
         hparams["epoch_counter"],
         dataset,

@@ -47,16 +47,27 @@ FREE_SETTINGS = {
     "averaged_checkpoints",
     "test_csv",
     "test_splits",
+    "check",
+    "early_stop_patience",
+    "valid_every_steps",
+    "log_every_steps",
     "tensorboard",
+    "wandb",
     "size_option",
 }
 # Folders that weights depend on, which are compared by what this file in them holds.
-COMPARED_BY = {"tokenizer_folder": "tokenizer.ckpt", "encoder_folder": "model.ckpt"}
+COMPARED_BY = {
+    "tokenizer_folder": "tokenizer.ckpt",
+    "encoder_folder": "model.ckpt",
+    # what is drawn from them depends on which files they hold
+    "noise_folder": None,
+    "rir_folder": None,
+}
 DIGEST = " sha256:"
 
 
 def check_output_folder(
-    output_folder, settings, *, free=(), new_with_default=(), begun=True, overwrite_hint
+    output_folder, settings, *, free=(), new_with_default=(), begun=True, overwrite_hint, name=None
 ):
     """Makes sure that a folder is new or holds a run with the same settings, and stores them.
 
@@ -74,6 +85,8 @@ def check_output_folder(
         False: the folder's run has saved nothing yet, and other settings replace its own.
     overwrite_hint : str
         What else to do than to take another folder, as in "delete it to start anew".
+    name : str or None
+        What errors call the folder; None: its path.
 
     Raises
     ------
@@ -90,7 +103,7 @@ def check_output_folder(
         if old is not None and begun:
             if isinstance(old, dict):
                 old = {**{key: new[key] for key in new.keys() & set(new_with_default)}, **old}
-            _compare(old, new, set(free), output_folder, overwrite_hint)
+            _compare(old, new, set(free), name or output_folder, overwrite_hint)
         if old != new and if_main_process():
             write_atomically(file, _text(new))
     except ValueError as error:
@@ -215,11 +228,21 @@ def settings(hparams):
         options = ", ".join(f"{k}={v}" for k, v in getattr(mixer, "keywords", {}).items())
         chosen["token_mixer"] = f"{mixer_name(mixer)}({options})"
     for key, name in COMPARED_BY.items():
-        file = Path(chosen.get(key) or "") / name
-        if chosen.get(key) and file.is_file():
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            chosen[key] = f"{chosen[key]}{DIGEST}{digest}"
+        if (content := _content_of(chosen.get(key), name)) is not None:
+            chosen[key] = f"{chosen[key]}{DIGEST}{hashlib.sha256(content).hexdigest()}"
     return {k: v for k, v in chosen.items() if _is_plain(v)}
+
+
+def _content_of(folder, name):
+    """Of a folder a file's content or, without a name, what files it holds; None: it is none."""
+    if not folder or not Path(folder).is_dir():
+        return None
+    if name is not None:
+        file = Path(folder) / name
+        return file.read_bytes() if file.is_file() else None
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    held = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
+    return json.dumps(held).encode()
 
 
 def _is_plain(value):

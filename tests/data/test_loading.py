@@ -107,7 +107,10 @@ def test_workers_read_what_the_main_process_does_however_they_start(utterances, 
     loader = DataLoader(data, **options)
     for epoch in (1, 2):  # the same workers see the epoch
         augment.epoch.fill_(epoch)
-        for batch, own in zip(loader, DataLoader(data, batch_size=2, **worker_options(0))):
+        state = torch.get_rng_state()
+        batches = list(loader)
+        assert torch.get_rng_state().equal(state)  # or a run that goes on would draw once more
+        for batch, own in zip(batches, DataLoader(data, batch_size=2, **worker_options(0))):
             assert batch.id == own.id
             assert batch.sig.data.equal(own.sig.data) and batch.tokens.data.equal(own.tokens.data)
 

@@ -77,11 +77,14 @@ def test_the_classes_of_the_weights_are_kept(arguments, classes, tmp_path):
     assert run("--test_only") == results
 
 
-def test_debug_classifies_two_clips_in_a_folder_of_its_own(arguments, trained, tmp_path):
+def test_debug_and_check_leave_a_run_alone_and_debug_classifies_two_clips(
+    arguments, trained, tmp_path
+):
     shutil.copytree(trained, tmp_path / "out")
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     before = [path.read_bytes() for path in files]
     experiment.run(arguments(tmp_path / "out", debug=True), Classification)
+    experiment.run(arguments(tmp_path / "out", check="True"), Classification)
     assert [path.read_bytes() for path in files] == before
     results = json.loads((tmp_path / "out-debug/results.json").read_text())
     assert results["test"]["test"]["utterances"] == 2

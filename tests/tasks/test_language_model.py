@@ -150,7 +150,9 @@ def test_another_text_is_read_anew(made, corpus, pytestconfig, tmp_path):
     assert (tmp_path / "lm/train.txt").read_text() == learnt
 
 
-def test_debug_measures_two_sentences_in_a_folder_of_its_own(made, corpus, pytestconfig, tmp_path):
+def test_debug_and_check_leave_a_run_alone_and_debug_measures_sentences(
+    made, corpus, pytestconfig, tmp_path
+):
     shutil.copytree(made / "lm", tmp_path / "lm")
     files = [path for path in (tmp_path / "lm").rglob("*") if path.is_file()]
     before = [path.read_bytes() for path in files]
@@ -159,6 +161,9 @@ def test_debug_measures_two_sentences_in_a_folder_of_its_own(made, corpus, pytes
     options |= {"tokenizer_folder": made / "tokenizer"}
     command = arguments(pytestconfig.rootpath, yaml, options)
     experiment.run([*command, "--debug"], language_model.LanguageModel)
+    options |= {"lm_text": made / "more.txt.gz", "check": "True"}
+    command = arguments(pytestconfig.rootpath, yaml, options)
+    experiment.run(command, language_model.LanguageModel)
     assert [path.read_bytes() for path in files] == before
     results = json.loads((tmp_path / "lm-debug/results.json").read_text())
     assert results["test"]["dev-clean"]["sentences"] == 2

@@ -167,6 +167,27 @@ def test_two_processes_do_what_one_does_that_accumulates(launch, tmp_path):
             torch.testing.assert_close(end["weights"][key], value, atol=1e-4, rtol=0, msg=key)
 
 
+@pytest.mark.slow
+def test_an_encoder_that_is_held_learns_on_all_processes_when_it_is_released(
+    launch, command, tmp_path
+):
+    options = {"number_of_epochs": 1, "dropout": 0, "warmup_steps": 1, "valid_batch_size": 2}
+    experiment.run(command(tmp_path / "asr", **options), ASR)
+    options.update(number_of_epochs=3, freeze_encoder_steps=4)
+    options["encoder_folder"] = tmp_path / "asr/pretrained"
+    trained = torch.load(tmp_path / "asr/pretrained/model.ckpt", weights_only=True)
+    note = {"plain": True}
+    two = launch("two", folder="two", note=note, **options)
+    one = launch("one", 1, folder="one", note=note, grad_accumulation_factor=2, **options)
+    assert two.status() == 0, two.error[-3000:]
+    assert one.status() == 0, one.error[-3000:]
+    ends = [one.end(0), two.end(0), two.end(1)]
+    for key, value in ends[0]["weights"].items():
+        assert not value.equal(trained[key])
+        for end in ends[1:]:
+            torch.testing.assert_close(end["weights"][key], value, atol=1e-4, rtol=0, msg=key)
+
+
 def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
     # 5 batches, of which one is repeated
     options = {"max_batch_size": 5, "batch_seconds": 100, "num_buckets": 6}

@@ -18,7 +18,7 @@ from speechbrain_summarymixing.files import locked
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.tasks import recognition
 from speechbrain_summarymixing.tasks.recognition import ASR
-from speechbrain_summarymixing.training import curves, experiment
+from speechbrain_summarymixing.training import curves, experiment, loggers
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +358,6 @@ def test_a_missing_tensorboard_is_named(train, monkeypatch):
     def missing(**_):
         raise ImportError("tensorboard")
 
-    monkeypatch.setattr(experiment, "TensorboardLogger", missing)
+    monkeypatch.setattr(loggers, "TensorBoard", missing)
     with pytest.raises(SystemExit, match=r'pip install "speechbrain-summarymixing\[tensorboard\]"'):
         train(tensorboard="True")
