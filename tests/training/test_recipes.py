@@ -88,6 +88,7 @@ def test_full_size_of_understanding_and_keywords(yaml):
     assert encoded.shape == (2, 40, hparams["d_model"])
 
 
+@pytest.mark.slow
 def test_the_readmes_table_of_parameters():
     text = (LIBRISPEECH.parent / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)`.*\| ([\d.]+) \| ([\d.]*) *\|$", text, re.MULTILINE)
@@ -156,9 +157,9 @@ def after_a_step_and_a_decode(task, arguments):
     train, valid, tests = sets.manifests(hparams)
     brain = task(hparams["modules"], hparams["optimizer"], hparams, run_opts)
     brain.targets = task.prepare(hparams, train, {**valid, **tests})
-    dataset, _ = brain.train_loading(train)
+    dataset, loading = brain.train_loading(train)
     batch = PaddedBatch([dataset[index] for index in range(3)])
-    brain.steps_per_epoch = 1
+    brain.expect(dataset, brain.eval_loading("valid", valid)[0], loading)
     brain.on_fit_start()
     before = {name: p.clone() for name, p in hparams["model"].named_parameters()}
     brain.on_stage_start(sb.Stage.TRAIN, 1)
