@@ -36,6 +36,7 @@ def rows_of(text):
     return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
 
 
+@pytest.mark.slow
 def test_the_table_and_the_picture(run, tmp_path):
     status, out, _ = run(
         SUMFORMER, ATTENTION, "--seconds", 2, 1, "--what", "inference", "--repetitions", 3,
@@ -66,6 +67,7 @@ def test_the_table_and_the_picture(run, tmp_path):
     assert width == 900 and 300 < height < 900
 
 
+@pytest.mark.slow
 def test_a_training_step_of_attention_needs_quadratic_memory_and_of_sumformer_linear():
     growth = {}
     for system, lengths in (

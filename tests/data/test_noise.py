@@ -88,6 +88,7 @@ def test_the_utterance_decides_whatever_was_read_before_and_by_whom(folders, noi
     assert any(not make(rows, augment=augment)[i]["sig"].equal(data[i]["sig"]) for i in range(24))
 
 
+@pytest.mark.slow
 def test_a_run_hears_them_and_is_told_from_one_of_other_recordings(folders, command, tmp_path):
     options = {"noise_folder": folders / "noise", "rir_folder": folders / "rooms"}
     options.update(number_of_epochs=1, test_beam_size=1)

@@ -132,7 +132,14 @@ def test_speechbrain_and_the_command_find_the_same(trained, classes, capsys):
     assert label == answers[0]["label"] and 0.5 <= float(probability) <= 1
 
 
-@pytest.mark.parametrize("yaml", SYSTEMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if "published" in path.stem else [])
+        for path in SYSTEMS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_system_learns_what_is_long(yaml, arguments, tmp_path):
     # relative positions alone, of attention and of neighbours, learn the length of noises late
     relative = "published" not in yaml.stem

@@ -188,6 +188,7 @@ def test_an_encoder_that_is_held_learns_on_all_processes_when_it_is_released(
             torch.testing.assert_close(end["weights"][key], value, atol=1e-4, rtol=0, msg=key)
 
 
+@pytest.mark.slow
 def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
     # 5 batches, of which one is repeated
     options = {"max_batch_size": 5, "batch_seconds": 100, "num_buckets": 6}
@@ -257,6 +258,7 @@ def test_processes_test_together_what_one_tests_alone(launch, command, tmp_path,
     assert scores[0] == scores[1] and scores[0]["test"]["utterances"] == 6
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(launch, tmp_path):
     """As SLURM and Kubernetes send it, to the launcher."""
     options = {"number_of_epochs": 30, "ckpt_interval_minutes": 15}

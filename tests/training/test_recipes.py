@@ -51,7 +51,12 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize(
-    "yaml", [*MINI, *AN4, *PAPER_SIZE], ids=lambda path: str(path.relative_to(ROOT))
+    "yaml",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem == "contextnet" else [])
+        for path in (*MINI, *AN4, *PAPER_SIZE)
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_full_size(yaml):
     hparams = built(yaml)

@@ -98,6 +98,7 @@ def test_validation_within_epochs_changes_no_weight_and_ema_alone_what_is_valida
     assert not any(name.endswith(f"-step-{last:07d}") for name in kept)  # that is epoch-0002
 
 
+@pytest.mark.slow
 def test_training_ends_when_patience_does_and_the_same_command_trains_no_more(
     command, tmp_path, monkeypatch
 ):
