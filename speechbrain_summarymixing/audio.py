@@ -26,8 +26,6 @@ SETTLING = {"MP3": 1.0, "OGG": 1.0}  # s that are decoded before a segment is as
 LOUDEST = 10.0  # of a sample; full scale is 1, and a lossy file may pass it a little
 CANCELLED = 0.1  # of the power of independent channels: what is left of them is not the speech
 PAUSE = 0.3  # s, of which the quietest is looked for
-STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
-SILENCE = 1e-8  # power, -80 dB of full scale
 # libsndfile's log tells of sizes of samples that are not the file's, of which writers to a pipe
 # write the largest
 WRONG_SIZE = re.compile(r"(?:data|SSND|Data Size) +: (\d+) \(should be (\d+)\)")
@@ -202,23 +200,6 @@ def flac_of(waveform, sample_rate, *, bits=16):
     content = io.BytesIO()
     soundfile.write(content, waveform, sample_rate, format="FLAC", subtype=f"PCM_{bits}")
     return content.getvalue()
-
-
-def has_speech(waveform, sample_rate=16000):
-    """Whether a waveform is anything but silence or steady noise, in which no speech can be.
-
-    Arguments
-    ---------
-    waveform : torch.Tensor
-        (T,).
-    sample_rate : int
-        In Hz.
-    """
-    frame = sample_rate // 20
-    if waveform.numel() < 2 * frame:  # too little to tell
-        return True
-    power = waveform.unfold(0, frame, frame // 2).square().mean(1) + SILENCE
-    return bool(power.max() > STEADY * power.min())
 
 
 def _segment(file, path, start, stop):

@@ -24,19 +24,12 @@ def prepare(
     ---------
     data_folder : str or Path
         Holds ``etc`` and ``wav`` (the sphere release).
-    save_folder : str or Path
-        Where ``<split>.csv`` go.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned.
     splits : sequence of str
         Of train, valid and test.
     valid_speakers : int
         Number of speakers for validation.
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

@@ -35,8 +35,8 @@ def prepare(
     ---------
     data_folder : str or Path
         Holds ``manifest.tsv``.
-    save_folder : str or Path
-        Where ``<split>.csv`` go.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned.
     splits : sequence of str
         Of train, valid and test.
     fold : int
@@ -45,13 +45,6 @@ def prepare(
         Number of folds, at least 3.
     seed : int
         Of the shuffle before utterances are dealt out.
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

@@ -28,19 +28,13 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
     ---------
     data_folder : str or Path
         A language's folder: holds ``<split>.tsv`` and ``clips``.
-    save_folder : str or Path
-        Where ``<split>.csv`` go, and ``<split>.dropped.json``, the characters dropped.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned; ``<split>.dropped.json`` has the characters
+        that were dropped.
     splits : sequence of str
         Such as "train", "dev", "test" or "validated".
     language : str
         The corpus's locale, such as "nl", "fa" or "sv-SE".
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

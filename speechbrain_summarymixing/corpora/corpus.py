@@ -18,8 +18,9 @@ class Corpus:
     name : str
         Of the option ``--corpus``.
     prepare : callable
-        Called as ``(data_folder, manifest_folder, splits=, **options)``; returns each split's
-        manifest.
+        Called as ``(data_folder, save_folder, splits=, workers=, progress=, **options)``: writes
+        ``<split>.csv`` into ``save_folder`` and returns a dict from each split to the file's path;
+        ``workers`` and ``progress`` are as in `manifest.probe`.
     train, valid, test : list of str
         Splits to train, validate and test on, where the options name no others.
     options : dict

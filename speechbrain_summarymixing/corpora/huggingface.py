@@ -27,17 +27,10 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     data_folder : str or Path
         A folder that ``save_to_disk`` wrote, or what ``load_dataset`` takes: a folder, or a name on
         the hub, where a configuration may follow after a colon.
-    save_folder : str or Path
-        Where ``<split>.csv`` and ``<split>-audio`` go.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned; audio goes to ``<split>-audio``.
     splits : sequence of str
         As the data set names them.
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

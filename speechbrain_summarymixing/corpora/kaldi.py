@@ -20,17 +20,10 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     ---------
     data_folder : str or Path
         Holds a data folder for each split.
-    save_folder : str or Path
-        Where ``<split>.csv`` go.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned.
     splits : sequence of str
         Names of data folders, such as "train".
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

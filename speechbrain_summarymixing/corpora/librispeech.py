@@ -15,17 +15,10 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     ---------
     data_folder : str or Path
         Holds a folder for each split.
-    save_folder : str or Path
-        Where ``<split>.csv`` go.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned.
     splits : sequence of str
         Such as "train-clean-100".
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

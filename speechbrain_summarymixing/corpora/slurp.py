@@ -27,17 +27,10 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, workers=None, progress=T
     ---------
     data_folder : str or Path
         Holds ``dataset/slurp`` and ``audio``.
-    save_folder : str or Path
-        Where ``<split>.csv`` go.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned.
     splits : sequence of str
         Names of ``dataset/slurp/<split>.jsonl``: train, devel, test, train_synthetic.
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

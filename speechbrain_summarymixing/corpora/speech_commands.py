@@ -44,8 +44,8 @@ def prepare(
     data_folder : str or Path
         Holds a folder for each word, validation_list.txt and testing_list.txt, whose lines of words
         without a folder are left out.
-    save_folder : str or Path
-        Where ``<split>.csv`` go, and the silences, which are written as audio of a second.
+    save_folder, workers, progress
+        As in `Corpus`, and so is what is returned; the silences go there too, as audio of a second.
     splits : sequence of str
         Of train, valid and test.
     words : str
@@ -53,13 +53,6 @@ def prepare(
         and silence), or two or more, such as "yes,no". Of unknown and silence there are as many as
         of a command on average, drawn by the seed, silences from noises of 10 s or more.
     seed : int
-    workers, progress
-        As in `manifest.probe`.
-
-    Returns
-    -------
-    dict
-        From each split to its manifest's path.
 
     Raises
     ------

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
 
-from speechbrain_summarymixing.audio import audio_info, has_speech, read_segments
+from speechbrain_summarymixing.audio import audio_info, read_segments
 from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
+
+STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
+SILENCE = 1e-8  # power, -80 dB of full scale
 
 
 @dataclass
@@ -20,6 +23,23 @@ class _Segment:
     error: str | None = None
     last: bool = False
     answer: object = None
+
+
+def has_speech(waveform, sample_rate=16000):
+    """Whether a waveform is anything but silence or steady noise, in which no speech can be.
+
+    Arguments
+    ---------
+    waveform : torch.Tensor
+        (T,).
+    sample_rate : int
+        In Hz.
+    """
+    frame = sample_rate // 20
+    if waveform.numel() < 2 * frame:  # too little to tell
+        return True
+    power = waveform.unfold(0, frame, frame // 2).square().mean(1) + SILENCE
+    return bool(power.max() > STEADY * power.min())
 
 
 def seconds_of(files):

@@ -183,7 +183,7 @@ def start(argv, until_the_end=None, task=None):
     minutes, argv = _taken_out(argv, "--ckpt_interval_minutes")
     path, run_opts, overrides = sb.parse_arguments(argv)
     overrides = {**options_given(overrides), **minutes}
-    if task is not None and (given := value_of(path, "task")) not in (None, task.name):
+    if task is not None and (given := value_of(path, "task", overrides)) not in (None, task.name):
         raise UserError(
             f"{path}: is a system for the task {given}, not for {task.name}, which this train.py "
             "trains: give it to the one of its recipe, or to summarymixing train"

@@ -6,6 +6,8 @@ import torch
 from tiny import EXAMPLE, FILES, SAID
 
 from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.inference.batches import has_speech
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 
 
@@ -92,3 +94,21 @@ def test_speech_that_the_model_does_not_know_is_doubted(model, speech_data):
     words = [word for transcript in found for word in transcript.words]
     assert len(words) > 20 and sum(word.sure for word in words) < 0.2 * len(words)
     assert all("words are uncertain" in transcript.doubt() for transcript in found)
+
+
+def test_silence_and_steady_noise_hold_no_speech():
+    random = torch.Generator().manual_seed(0)
+    for seconds in (0.3, 1.0, 30.0):
+        noise = torch.randn(int(16000 * seconds), generator=random)
+        for level in (0.0, 1e-6, 1e-3, 0.3):
+            assert not has_speech(level * noise)
+        spoken = 1e-3 * noise
+        spoken[1600:3200] *= 10  # a tenth of a second that is 20 dB louder
+        assert has_speech(spoken)
+    assert has_speech(torch.zeros(100))  # too little to tell
+
+
+def test_real_speech_is_no_steady_noise(speech_data):
+    files = sorted(speech_data.glob("an4/wav/an4test_clstk/**/*.sph"))
+    files += sorted(speech_data.glob("LibriSpeech/**/*.flac"))[:60]
+    assert files and all(has_speech(read_audio(file)) for file in files)

@@ -311,6 +311,11 @@ def test_an_output_folder_that_cannot_be_made_is_named(command, tmp_path):
             "cannot be built with --causal True .*sees",
         ),
         ("hparams/sumformer_decay.yaml", {"causal": "True"}, "with --causal True"),
+        (
+            "hparams/sumformer.yaml",
+            {"task": "singing"},
+            "for the task singing, not for recognition",
+        ),
         ("hparams/sumformer.yaml", {"nhead": 5}, "cannot be built with --nhead 5 "),
         ("hparams/sumformer.yaml", {"speeds": 100}, "cannot be built with --speeds 100 "),
     ],
