@@ -7,10 +7,8 @@ import torch
 
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.nnet.calls import check_call
-from speechbrain_summarymixing.nnet.selective_summary_mixing import (
-    SelectiveSummaryMixing,
-    distance_sines,
-)
+from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
+from speechbrain_summarymixing.nnet.sines import distance_sines
 
 HALVES = ("all", "lower", "upper")
 

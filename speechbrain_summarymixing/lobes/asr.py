@@ -16,6 +16,7 @@ from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder
 from speechbrain_summarymixing.lobes.encoder import check_causal
 from speechbrain_summarymixing.lobes.mixers import NoMixing, check_mixer
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
+from speechbrain_summarymixing.lobes.streaming import EncodesStreams
 from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
 from speechbrain_summarymixing.lobes.transformer import MixerTransformerEncoder
 from speechbrain_summarymixing.nnet.summaries import CAUSAL
@@ -27,7 +28,7 @@ ENCODERS = {
 }
 
 
-class SummaryMixingASR(TransformerASR):
+class SummaryMixingASR(EncodesStreams, TransformerASR):
     """SpeechBrain's `TransformerASR` with an injected token mixer.
 
     ``forward``, ``encode`` and ``decode`` have SpeechBrain's calls.
@@ -321,54 +322,6 @@ class SummaryMixingASR(TransformerASR):
         """
         outputs, _ = self._encode(src, wav_len, dynchunktrain_config)
         return (outputs[0], outputs[2]) if self.output_hidden_states else outputs[0]
-
-    def make_streaming_context(self, dynchunktrain_config, encoder_kwargs=None):
-        """Starts speech that comes in parts, for ``encode_streaming``.
-
-        Arguments
-        ---------
-        dynchunktrain_config : DynChunkTrainConfig
-            Chunks; of a causal encoder, frames that it gets at once, and not looked at.
-        encoder_kwargs : dict or None
-            Passed to the encoder.
-
-        Returns
-        -------
-        TransformerASRStreamingContext
-
-        Raises
-        ------
-        ValueError
-            If a mixer cannot go on where it ended.
-        """
-        options = {"window": CAUSAL if self.causal else None, **(encoder_kwargs or {})}
-        return super().make_streaming_context(dynchunktrain_config, options)
-
-    def encode_streaming(self, src, context):
-        """Encodes the next frames: with those before equal to ``encode`` with the same chunks.
-
-        Arguments
-        ---------
-        src : torch.Tensor
-            (B, T, F) or (B, T, F', C), whole chunks but for the end of the speech.
-        context : TransformerASRStreamingContext
-            Of ``make_streaming_context``; it is changed.
-
-        Returns
-        -------
-        torch.Tensor
-            (B, T, D).
-
-        Reference: streaming SummaryMixing, arXiv 2409.07165.
-        """
-        if src.dim() == 4:
-            src = src.flatten(2)
-        for module in self.custom_src_module.layers:
-            if isinstance(module, AddSinePositions):
-                src = module(src, start=context.encoder_context.frames)
-            else:
-                src = module(src)
-        return self.encoder.forward_streaming(src, context.encoder_context)[0]
 
     def _encode(self, src, wav_len, dynchunktrain_config):
         """The encoder's outputs, and the padding (B, T') of the first of them."""

@@ -12,7 +12,7 @@ from speechbrain.lobes.models.transformer.Branchformer import (
 )
 from torch import nn
 
-from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
+from speechbrain_summarymixing.lobes.convolution import depthwise_convolution, no_frames
 from speechbrain_summarymixing.lobes.encoder import InjectedMixers
 from speechbrain_summarymixing.lobes.mixers import adds_nothing
 
@@ -26,6 +26,10 @@ class MaskedSpatialGatingUnit(ConvolutionalSpatialGatingUnit):
     def __init__(self, *args, causal=False, **kwargs):
         super().__init__(*args, **kwargs)
         self.causal = causal
+
+    def no_frames(self, batch):
+        """Returns what a stream's convolution has before its first frame; see `no_frames`."""
+        return no_frames(self.conv.conv.weight, self.causal, batch)
 
     def forward(self, x, key_padding_mask=None, chunks=None):
         """Gates one half of ``x`` (B, T, 2C) by the other; see `MaskedConvolutionBranch`."""
@@ -140,6 +144,10 @@ class MixerBranchformerLayer(BranchformerEncoderLayer):
                 nn.Linear(hidden, d_model),
                 activation(),
             )
+
+    def no_frames(self, batch):
+        """Returns what the convolution of a stream has before its first frame."""
+        return self.convolution_branch.csgu.no_frames(batch)
 
     def forward(
         self,

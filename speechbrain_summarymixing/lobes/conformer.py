@@ -11,7 +11,7 @@ from speechbrain.lobes.models.transformer.Conformer import (
 )
 from speechbrain.nnet.activations import Swish
 
-from speechbrain_summarymixing.lobes.convolution import depthwise_convolution
+from speechbrain_summarymixing.lobes.convolution import depthwise_convolution, no_frames
 from speechbrain_summarymixing.lobes.encoder import InjectedMixers
 from speechbrain_summarymixing.lobes.mixers import adds_nothing
 
@@ -95,6 +95,11 @@ class MixerConformerLayer(ConformerEncoderLayer):
         self.convolution_module = MaskedConvolutionModule(
             d_model, kernel_size, bias, activation, dropout, causal
         )
+
+    def no_frames(self, batch):
+        """Returns what the convolution of a stream has before its first frame."""
+        module = self.convolution_module
+        return no_frames(module.conv.weight, module.causal, batch)
 
 
 class MixerConformerEncoder(InjectedMixers, ConformerEncoder):

@@ -14,13 +14,21 @@ class ConvolutionStream:
     ---------
     chunk_size : int
         Frames of a chunk.
-    left : torch.Tensor or None
-        (B, C, frames that the kernel reaches back), the last inputs of the call before; None at the
-        start. A convolution replaces it at each call.
+    left : torch.Tensor
+        (B, C, frames that the kernel reaches back), the last inputs of the call before, zero at the
+        start: `no_frames`. A convolution replaces it at each call.
     """
 
     chunk_size: int
-    left: torch.Tensor | None = None
+    left: torch.Tensor
+
+
+def no_frames(weight, causal, batch):
+    """Returns what a stream's convolution by ``weight`` (C, 1, K) has before its first frame.
+
+    It is zero, (B, C, frames that the kernel reaches back); see `depthwise_convolution`.
+    """
+    return weight.new_zeros(batch, weight.size(0), _reach(weight, causal))
 
 
 def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
@@ -51,20 +59,20 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
     Example
     -------
     >>> x, weight = torch.ones(1, 1, 6), torch.ones(1, 1, 3)
-    >>> depthwise_convolution(x, weight, chunks=ConvolutionStream(3))
+    >>> chunks = ConvolutionStream(3, no_frames(weight, False, batch=1))
+    >>> depthwise_convolution(x, weight, chunks=chunks)
     tensor([[[2., 3., 2., 3., 3., 2.]]])
     """
     batch, _, frames = x.shape
     side = weight.size(2) // 2
     if chunks is None and not causal:
         return _convolve(x, weight, bias, side)
-    reach = weight.size(2) - 1 if causal else side  # to the left
-    if isinstance(chunks, ConvolutionStream) and chunks.left is not None:
+    reach = _reach(weight, causal)
+    if isinstance(chunks, ConvolutionStream):
         x = torch.cat([chunks.left, x], 2)
+        chunks.left = x[..., x.size(2) - reach :]
     else:
         x = functional.pad(x, (reach, 0))
-    if isinstance(chunks, ConvolutionStream):
-        chunks.left = x[..., x.size(2) - reach :]
     if causal:
         return _convolve(x, weight, bias)
     chunk = chunks.chunk_size
@@ -72,6 +80,11 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
     x = functional.pad(x, (0, side)).transpose(1, 2).flatten(0, 1)  # (B chunks, C, ...)
     x = _convolve(x, weight, bias)  # (B chunks, C, chunk)
     return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)[..., :frames]
+
+
+def _reach(weight, causal):
+    """Frames to the left of its own that a kernel sees."""
+    return weight.size(2) - 1 if causal else weight.size(2) // 2
 
 
 def _convolve(x, weight, bias, padding=0):

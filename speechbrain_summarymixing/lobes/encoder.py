@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from speechbrain_summarymixing.lobes.convolution import ConvolutionStream
 from speechbrain_summarymixing.lobes.mixers import has_positions, takes_relative_positions
-from speechbrain_summarymixing.nnet.summaries import CAUSAL, Stream, Window, window_of_mask
+from speechbrain_summarymixing.nnet.streaming import Stream
+from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window, window_of_mask
 
 
 def window_of_chunks(dynchunktrain_config):
@@ -27,14 +28,17 @@ class EncoderStreamingContext:
     ---------
     dynchunktrain_config : DynChunkTrainConfig
         Chunks, as they were asked for.
-    layers : list of (Stream, ConvolutionStream)
-        Places of each layer's mixer and convolution.
+    window : Window or None
+        Of the mixers; None is that of the chunks.
+    state : list or None
+        Of `InjectedMixers.initial_state`; None before the first frame.
     frames : int
         Frames seen so far.
     """
 
     dynchunktrain_config: DynChunkTrainConfig
-    layers: list
+    window: Window | None = None
+    state: list | None = None
     frames: int = 0
 
 
@@ -157,19 +161,58 @@ class InjectedMixers:
         ValueError
             If a mixer cannot go on where it ended.
         """
-        for mixer in self.mixers():
-            if not getattr(mixer, "supports_streaming", False):
-                raise ValueError(
-                    f"the token mixer is a {type(mixer).__name__}, which does not declare "
-                    "supports_streaming and would need all frames again: build the encoder with "
-                    "SummaryMixing"
-                )
+        self._check_streams()
+        return EncoderStreamingContext(dynchunktrain_config, window)
+
+    def initial_state(self, dynchunktrain_config, batch, window=None):
+        """Returns the state of streams at their start, for `step`; see `nnet.streaming`.
+
+        Arguments
+        ---------
+        dynchunktrain_config, window
+            As for `make_streaming_context`.
+        batch : int
+            Streams B.
+
+        Raises
+        ------
+        ValueError
+            If a mixer cannot go on where it ended.
+        """
+        self._check_streams()
         window = window or window_of_chunks(dynchunktrain_config)
-        places = [
-            (Stream(window), ConvolutionStream(dynchunktrain_config.chunk_size))
-            for _ in self.layers
+        device = self.norm.norm.weight.device
+        return [
+            (mixer.initial_state(window, batch, device), layer.no_frames(batch))
+            for mixer, layer in zip(self.mixers(), self.layers)
         ]
-        return EncoderStreamingContext(dynchunktrain_config, places)
+
+    def step(self, src, state, dynchunktrain_config, window=None, src_key_padding_mask=None):
+        """Encodes the next frames of streams: with those before equal to `forward` on the whole.
+
+        Arguments
+        ---------
+        src : torch.Tensor
+            (B, T, D), whole chunks.
+        state : list
+            Of `initial_state` or the step before.
+        dynchunktrain_config, window
+            As for `initial_state`.
+        src_key_padding_mask : torch.Tensor or None
+            (B, T), True after the end of a stream, which cannot go on then.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T, D).
+        state : list
+            For the next step.
+        """
+        window = window or window_of_chunks(dynchunktrain_config)
+        chunk = dynchunktrain_config.chunk_size
+        places = [(Stream(window, mixed), ConvolutionStream(chunk, left)) for mixed, left in state]
+        output, _, _ = self._run(src, places, src_key_padding_mask)
+        return output, [(stream.state, chunks.left) for stream, chunks in places]
 
     def forward_streaming(self, src, context, pos_embs=None):
         """Encodes the next frames: with those before equal to `forward` on the whole.
@@ -195,7 +238,8 @@ class InjectedMixers:
         ValueError
             If the call before ended inside a chunk, which then was the end of the sequence.
         """
-        chunk = context.layers[0][0].window.chunk_frames if context.layers else 1
+        chunks, window = context.dynchunktrain_config, context.window
+        chunk = (window or window_of_chunks(chunks)).chunk_frames
         if context.frames % chunk:
             raise ValueError(
                 f"the {context.frames} frames before end inside a chunk of {chunk}, which is the "
@@ -203,7 +247,19 @@ class InjectedMixers:
                 "with make_streaming_context"
             )
         context.frames += src.size(1)
-        return self._run(src, context.layers)[:2]
+        if context.state is None:
+            context.state = self.initial_state(chunks, src.size(0), window)
+        output, context.state = self.step(src, context.state, chunks, window)
+        return output, [None] * len(self.layers)
+
+    def _check_streams(self):
+        for mixer in self.mixers():
+            if not getattr(mixer, "supports_streaming", False):
+                raise ValueError(
+                    f"the token mixer is a {type(mixer).__name__}, which does not declare "
+                    "supports_streaming and would need all frames again: build the encoder with "
+                    "SummaryMixing"
+                )
 
     def _run(self, src, places, src_key_padding_mask=None, pos_embs=None):
         """Output, weights and hidden states; ``places`` are what each layer's two parts see."""

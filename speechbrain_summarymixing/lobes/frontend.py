@@ -132,8 +132,13 @@ class KaldiFbank(torch.nn.Module):
         with torch.autocast(wavs.device.type, enabled=False):
             if wavs.dtype != torch.float64:
                 wavs = wavs.float()
-            frames = self._frames(wavs, lengths)  # (B, frames, window)
-            frames = frames - frames.mean(2, keepdim=True)
+            return self.of_windows(self._signal(wavs, lengths))
+
+    def of_windows(self, signal):
+        """Returns the filterbanks (B, frames, F) of the whole windows in signals (B, S)."""
+        with torch.autocast(signal.device.type, enabled=False):
+            frames = signal.unfold(1, self.window_samples, self.hop_samples)
+            frames = frames - frames.mean(2, keepdim=True)  # (B, frames, window)
             before = torch.cat([frames[..., :1], frames[..., :-1]], 2)
             frames = (frames - 0.97 * before) * self.window.to(frames.dtype)
             spectrum = torch.view_as_real(torch.fft.rfft(frames, self.fft_samples))
@@ -141,8 +146,8 @@ class KaldiFbank(torch.nn.Module):
             mel = power @ self.filters.to(power.dtype)
             return mel.clamp(min=torch.finfo(torch.float32).eps).log()
 
-    def _frames(self, wavs, lengths):
-        """Overlapping windows (B, frames, window) of mirrored waveforms (B, T)."""
+    def _signal(self, wavs, lengths):
+        """Mirrored waveforms (B, S), of which `of_windows` takes the windows."""
         samples = wavs.size(1)
         reach = self.window_samples // 2 - self.hop_samples // 2  # before the first sample
         last = -(-samples // self.samples) * self.samples - self.hop_samples
@@ -158,8 +163,7 @@ class KaldiFbank(torch.nn.Module):
         phase = torch.remainder(index, 2 * ends)
         mirrored = torch.minimum(phase, 2 * ends - 1 - phase)
         after = index >= ends + (self.window_samples + 1) // 2  # of the last frame that Kaldi has
-        signal = wavs.gather(1, mirrored).masked_fill(after, 0.0)
-        return signal.unfold(1, self.window_samples, self.hop_samples)
+        return wavs.gather(1, mirrored).masked_fill(after, 0.0)
 
 
 def _check_waveforms(wavs):
@@ -221,16 +225,70 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
             norm=LayerNorm,
             dropout=dropout,
         )
+        self.n_mels, self.channels, self.kernel_size = n_mels, tuple(channels), kernel_size
         for module in self.modules():
             if isinstance(module, Conv2d):
                 module.padding_mode = "constant"  # SpeechBrain's reflects the padding
 
     def forward(self, x, lengths=None):
         """Returns (B, T', F', C) of features (B, T, F) with relative lengths (B,) in 0..1."""
-        for block in self.values():
+        return self._convolve(x, lengths, [None] * len(self))[0]
+
+    def initial_state(self, batch):
+        """Returns the state of streams at their start, for `step`: the last inputs of each block.
+
+        Arguments
+        ---------
+        batch : int
+            Streams B.
+
+        Raises
+        ------
+        ValueError
+            If the kernel looks ahead.
+        """
+        if self.kernel_size > 3:
+            raise ValueError(
+                f"kernel_size is {self.kernel_size}, with which a block looks beyond its chunk: a "
+                "front-end that streams has 3"
+            )
+        shapes = [(self.n_mels,)]
+        for channels in self.channels[:-1]:
+            shapes.append(((shapes[-1][0] + 1) // 2, channels))
+        like = next(self.parameters(), torch.empty(0))
+        return [like.new_zeros(batch, 2, *shape) for _, shape in zip(self.channels, shapes)]
+
+    def step(self, x, state, lengths=None):
+        """Continues streams where the step before ended: equal to `forward` on the whole.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (B, T, F), the next features, of which T is a multiple of all strides.
+        state : list
+            Of `initial_state` or the step before.
+        lengths : torch.Tensor or None
+            (B,), relative to T, below 1 at the end of a stream, which cannot go on then.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T', F', C).
+        state : list
+            For the next step.
+        """
+        return self._convolve(x, lengths, state)
+
+    def _convolve(self, x, lengths, state):
+        """The output, and the last two inputs of each block: with stride 2, one output more."""
+        new = []
+        for block, before in zip(self.values(), state):
             if lengths is not None:
                 # x is (B, T, F), then (B, T, F, C); half a frame absorbs float rounding
                 half_frame = 0.5 / x.size(1)
                 x = x.masked_fill(~make_padding_mask(x, lengths - half_frame), 0.0)
-            x = block(x)
-        return x
+            if before is not None:
+                x = torch.cat([before.to(x.dtype), x], 1)
+            new.append(x[:, -2:])
+            x = block(x) if before is None else block(x)[:, 1:]
+        return x, new

@@ -114,6 +114,10 @@ class NoMixing(nn.Module):
 
     adds_nothing = supports_window = supports_streaming = True
 
+    def initial_state(self, window, batch, device=None):
+        """Returns the nothing that is kept of a stream."""
+        return ()
+
     def forward(
         self, query, key=None, value=None, attn_mask=None, key_padding_mask=None, pos_embs=None
     ):

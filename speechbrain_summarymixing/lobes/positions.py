@@ -1,41 +1,56 @@
 """Sine positions without a length limit."""
 
 import torch
-from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+
+from speechbrain_summarymixing.nnet.sines import sines
 
 
 class SinePositions(torch.nn.Module):
     """Fixed sine positions of a sequence of any length.
 
-    SpeechBrain's table ends at ``max_length`` frames; this one doubles when a longer input comes.
-    It is rebuilt from its equation, so it is no part of the state dict.
+    SpeechBrain's table ends at ``max_length`` frames. Here they are computed as they are needed, in
+    float64: after an hour float32 would be off by 0.005.
 
     Arguments
     ---------
     d_model : int
         Feature size D, even.
-    initial_frames : int
-        Length of the first table, in frames.
 
     Example
     -------
-    >>> SinePositions(8, initial_frames=4)(torch.zeros(2, 30, 8)).shape
+    >>> SinePositions(8)(torch.zeros(2, 30, 8)).shape
     torch.Size([1, 30, 8])
     """
 
-    def __init__(self, d_model, initial_frames=2500):
+    def __init__(self, d_model):
         super().__init__()
-        table = PositionalEncoding(d_model, initial_frames).pe
-        self.register_buffer("table", table, persistent=False)
+        if d_model % 2:
+            raise ValueError(
+                f"d_model is {d_model}, but sines and cosines of a position come in pairs: take an "
+                "even one"
+            )
+        self.d_model = d_model
 
     def forward(self, x, start=0):
-        """Returns the positions (1, T, D) of ``x`` (B, T, D), whose first is ``start``."""
-        frames = start + x.size(1)
-        if frames > self.table.size(1):
-            longer = max(frames, 2 * self.table.size(1))
-            with torch.device(self.table.device):
-                self.table = PositionalEncoding(x.size(2), longer).pe.to(self.table.dtype)
-        return self.table[:, start:frames]
+        """Returns the positions of a sequence.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (B, T, D).
+        start : int or torch.Tensor
+            Of the first frame: one number, or (B,) where sequences go on from places of their own.
+
+        Returns
+        -------
+        torch.Tensor
+            (1, T, D), or (B, T, D).
+        """
+        exact = torch.float32 if x.device.type == "mps" else torch.float64  # which has no float64
+        frame = torch.arange(x.size(1), device=x.device, dtype=exact)
+        if torch.is_tensor(start):
+            start = start.unsqueeze(1)
+        return sines((frame + start).view(-1, x.size(1)), self.d_model).to(x.dtype)
 
 
 class AddSinePositions(SinePositions):
@@ -43,10 +58,10 @@ class AddSinePositions(SinePositions):
 
     Example
     -------
-    >>> AddSinePositions(8, initial_frames=4)(torch.zeros(2, 30, 8)).shape
+    >>> AddSinePositions(8)(torch.zeros(2, 30, 8)).shape
     torch.Size([2, 30, 8])
     """
 
     def forward(self, x, start=0):
-        """Returns ``x`` (B, T, D) plus its positions, of which the first is ``start``."""
+        """Returns ``x`` (B, T, D) plus its positions; ``start`` as in `SinePositions`."""
         return x + super().forward(x, start)

@@ -15,6 +15,7 @@ from speechbrain.nnet.attention import MultiheadAttention
 from torch import nn
 
 from speechbrain_summarymixing.lobes.transformer import NO_ATTENTION
+from speechbrain_summarymixing.nnet.streaming import take_rows
 from speechbrain_summarymixing.nnet.summaries import CAUSAL, RunningSums
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
@@ -36,8 +37,7 @@ class DecoderState(NamedTuple):
 
     def permute(self, index):
         """Returns the state of the hypotheses at ``index`` (N,), each of its old utterance."""
-        sums = [RunningSums(*(part.index_select(0, index) for part in sums)) for sums in self.sums]
-        return self._replace(sums=tuple(sums))
+        return self._replace(sums=take_rows(self.sums, index))
 
 
 class CausalSummaryMixing(SummaryMixing):
@@ -252,14 +252,10 @@ class SummaryDecoder(TransformerDecoder):
             Before the first token.
         """
         hypotheses = beams * memory.size(0)
-
-        def zeros(width):
-            return memory.new_zeros(hypotheses, 1, width, dtype=torch.float64)
-
         return DecoderState(
             tokens=0,
             sums=tuple(
-                RunningSums(zeros(layer.self_attn.summary_dims[-1]), zeros(1))
+                layer.self_attn.initial_state(CAUSAL, hypotheses, memory.device)
                 for layer in self.layers
             ),
             memories=tuple(

@@ -55,6 +55,10 @@ class MixerTransformerLayer(TransformerEncoderLayer):
         if adds_nothing(token_mixer) and normalize_before:
             self.norm1 = nn.Identity()
 
+    def no_frames(self, batch):
+        """Returns the nothing that a layer without a convolution keeps of a stream."""
+        return ()
+
     def forward(
         self,
         src,

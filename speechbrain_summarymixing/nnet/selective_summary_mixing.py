@@ -12,8 +12,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from speechbrain_summarymixing.nnet.blocks import Blocks, by_head, in_chunks
 from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window
-from speechbrain_summarymixing.nnet.summaries import Stream, Window, allowed_frames, running_sums
+from speechbrain_summarymixing.nnet.sines import distance_sines
+from speechbrain_summarymixing.nnet.streaming import Stream
+from speechbrain_summarymixing.nnet.summaries import (
+    Window,
+    allowed_frames,
+    empty_sums,
+    running_sums,
+)
 
 OUTPUT_GAIN = 0.2  # at the start, of the output over that of a Xavier-uniform transform
 SUMMARY_BIAS = -3.0  # at the start, added to the scores of the summaries
@@ -25,7 +33,7 @@ class SelectiveState(NamedTuple):
 
     sums: torch.Tensor  # (B, 1 or left chunks, H M (2 E + 1)), float64: of the summaries
     neighbours: torch.Tensor  # (B, H, 2 blocks, 2 E): keys and values of the last frames
-    blocked: torch.Tensor  # (B, 2 blocks), bool, True where there was none, or padding
+    seen: torch.Tensor  # (B, 2 blocks), bool, False where there was none, or padding
 
 
 class SelectiveSummaryMixing(nn.Module):
@@ -158,14 +166,34 @@ class SelectiveSummaryMixing(nn.Module):
             both given.
         """
         if isinstance(attn_mask, Stream):
-            output, attn_mask.sums = self.forward_streaming(
-                query, attn_mask.window, attn_mask.sums, key_padding_mask
+            output, attn_mask.state = self.forward_streaming(
+                query, attn_mask.window, attn_mask.state, key_padding_mask
             )
             return output, None
         if window is None and isinstance(attn_mask, Window):
             attn_mask, window = None, attn_mask
         check_call(self, query, key, value, attn_mask, key_padding_mask, window)
         return self._mix(query, attn_mask, key_padding_mask, window)[0], None
+
+    def initial_state(self, window, batch, device=None):
+        """Returns the state of a stream's start, zeros, for `forward_streaming`; see `streaming`.
+
+        Arguments
+        ---------
+        window : Window
+            Of the stream.
+        batch : int
+            Streams B.
+        device : torch.device or None
+        """
+        width = self.nhead * self.summaries * (2 * self.d_model // self.nhead + 1)
+        before = self._blocks(1).before
+        near = (batch, self.nhead, before, 2 * self.d_model // self.nhead)
+        return SelectiveState(
+            empty_sums(batch, width, window, device),
+            torch.zeros(near, dtype=self.output.weight.dtype, device=device),
+            torch.zeros(batch, before, dtype=torch.bool, device=device),
+        )
 
     def forward_streaming(self, query, window, state=None, key_padding_mask=None):
         """Continues a sequence where the call before ended: equal to `forward` on the whole.
@@ -204,9 +232,11 @@ class SelectiveSummaryMixing(nn.Module):
         """
         check_streaming_window(window)
         check_call(self, query, None, None, None, key_padding_mask, window)
-        return self._mix(query, None, key_padding_mask, window, state, streaming=True)
+        if state is None:
+            state = self.initial_state(window, query.size(0), query.device)
+        return self._mix(query, None, key_padding_mask, window, state)
 
-    def _mix(self, query, attn_mask, padding, window, state=None, streaming=False):
+    def _mix(self, query, attn_mask, padding, window, state=None):
         """The output (B, T, D), and the state of a stream."""
         batch, frames, _ = query.shape
         x = query if padding is None else query.masked_fill(padding.unsqueeze(-1), 0.0)
@@ -217,7 +247,7 @@ class SelectiveSummaryMixing(nn.Module):
         if padding is None:
             padding = torch.zeros(batch, frames, dtype=torch.bool, device=query.device)
 
-        blocks, near, blocked = self._neighbours(keys_values, padding, state, streaming)
+        blocks, near, blocked = self._neighbours(keys_values, padding, state)
         hidden = self._hidden(blocks, blocked, frames, attn_mask, window)
         positions = self._of_positions(blocks, queries)  # (B, H, N, block, S)
         keys, values = map(blocks.around, near.chunk(2, -1))  # (B, H, N, S, E)
@@ -237,7 +267,7 @@ class SelectiveSummaryMixing(nn.Module):
         # finite, so that a row that sees nothing has no NaN
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
         if by_chunk:
-            selected = _in_chunks(by_content, chunk) @ summed[0].mT  # (B, H, K, C, M)
+            selected = in_chunks(by_content, chunk) @ summed[0].mT  # (B, H, K, C, M)
             selected = selected.flatten(2, 3)[:, :, :frames] + self.summary_bias.unsqueeze(1)
             scores = torch.cat([scores, blocks.of(selected).to(scores.dtype)], -1)
         weights = scores.softmax(-1)
@@ -249,35 +279,36 @@ class SelectiveSummaryMixing(nn.Module):
             weights, selected = weights.split([values.size(3), self.summaries], -1)
         mixed = (weights @ values).flatten(2, 3)[:, :, :frames]  # (B, H, T, E)
         if by_chunk:
-            selected = _in_chunks(selected.flatten(2, 3)[:, :, :frames], chunk)
+            selected = in_chunks(selected.flatten(2, 3)[:, :, :frames], chunk)
             mixed = mixed + (selected @ summed[1]).flatten(2, 3)[:, :, :frames]
         output = self.output(mixed.transpose(1, 2).flatten(2))
         output = output.masked_fill(padding.unsqueeze(-1), 0.0)
-        if not streaming:
+        if state is None:
             return output, None
-        if sums is None:
-            sums = query.new_zeros(batch, 0, 0)
         last = slice(near.size(2) - blocks.before, None)
-        return output, SelectiveState(sums, near[:, :, last], blocked[:, last])
+        return output, SelectiveState(sums, near[:, :, last], blocked[:, last].logical_not())
 
-    def _neighbours(self, keys_values, padding, state, streaming):
+    def _neighbours(self, keys_values, padding, state):
         """How frames are cut into blocks; keys and values from the first block's neighbours on.
 
         And whether they are blocked. Where there are few, all frames are one block.
         """
         frames = keys_values.size(2)
-        if not (streaming or torch.compiler.is_compiling()) and frames <= 3 * self.neighbours:
-            return _Blocks(frames, 1, 0), keys_values, padding
-        size = (self.neighbours + 1) // 2
-        count = (frames + size - 1) // size
-        if torch.compiler.is_compiling():  # one graph for all lengths: never one, never full
-            count = frames // size + 2
-        blocks = _Blocks(size, count, 2)
+        compiling = torch.compiler.is_compiling()
+        if state is None and not compiling and frames <= 3 * self.neighbours:
+            return Blocks(frames, 1, 0), keys_values, padding
+        blocks = self._blocks(frames)
+        if compiling:  # one graph for all lengths: never one, never full
+            blocks = blocks._replace(count=frames // blocks.size + 2)
         if state is None:  # no frame was there before
             near = functional.pad(keys_values, (0, 0, blocks.before, 0))
             return blocks, near, functional.pad(padding, (blocks.before, 0), value=True)
         near = torch.cat([state.neighbours.to(keys_values.dtype), keys_values], 2)
-        return blocks, near, torch.cat([state.blocked, padding], 1)
+        return blocks, near, torch.cat([state.seen.logical_not(), padding], 1)
+
+    def _blocks(self, frames):
+        size = (self.neighbours + 1) // 2
+        return Blocks(size, (frames + size - 1) // size, 2)
 
     def _of_positions(self, blocks, queries):
         """Scores (B, H, N, block, S) of the distances of the frames around each block."""
@@ -287,7 +318,7 @@ class SelectiveSummaryMixing(nn.Module):
         width = blocks.size + 2 * furthest
         by_distance = functional.pad(by_distance, (0, blocks.size))  # (H, E, width + 1)
         queries = queries + (self.position_bias * self.scale).unsqueeze(1)
-        scores = _by_head(blocks.of(queries), by_distance)  # (B, H, N, block, width + 1)
+        scores = by_head(blocks.of(queries), by_distance)  # (B, H, N, block, width + 1)
         # one column less in a row: what is in column 0 of row 0 is in column 1 of row 1
         scores = scores.flatten(3)[..., : blocks.size * width].unflatten(3, (blocks.size, width))
         first = furthest - blocks.before
@@ -317,14 +348,14 @@ class SelectiveSummaryMixing(nn.Module):
             if keys_values.dtype != torch.float64:
                 keys_values = keys_values.float()
             keys = keys_values[..., : keys_values.size(3) // 2]
-            score = _by_head(keys, self.summary_score.to(keys.dtype).mT)  # (B, H, T, M)
+            score = by_head(keys, self.summary_score.to(keys.dtype).mT)  # (B, H, T, M)
             weights = (SCORE_LIMIT * torch.tanh(score / SCORE_LIMIT)).exp()
             weights = weights.masked_fill(padding[:, None, :, None], 0.0)
             chunk = None if attn_mask is None else 1
             if window is not None:
                 chunk = min(window.chunk_frames, frames)
-            weights = _in_chunks(weights, chunk)  # (B, H, K, C, M)
-            totals = weights.mT @ _in_chunks(keys_values, chunk)  # (B, H, K, M, 2 E)
+            weights = in_chunks(weights, chunk)  # (B, H, K, C, M)
+            totals = weights.mT @ in_chunks(keys_values, chunk)  # (B, H, K, M, 2 E)
             mass = weights.sum(3).unsqueeze(4)
             if window is not None or attn_mask is not None:
                 totals = torch.cat([totals, mass], -1)
@@ -337,53 +368,3 @@ class SelectiveSummaryMixing(nn.Module):
                 totals = flat.to(totals.dtype).unflatten(2, shape).transpose(1, 2)
                 totals, mass = totals.split([totals.size(4) - 1, 1], -1)
             return totals / mass.clamp(min=math.exp(-2 * SCORE_LIMIT)), chunk, sums
-
-
-class _Blocks(NamedTuple):
-    """Frames cut into blocks, each with the same number of blocks around it."""
-
-    size: int
-    count: int  # N
-    sides: int  # blocks around a block to each side: S = (2 sides + 1) size
-
-    @property
-    def before(self):
-        return self.sides * self.size
-
-    def of(self, x):
-        """(B, H, T, …), filled up with zeros, as (B, H, N, size, …)."""
-        return _filled(x, self.count, self.size)
-
-    def around(self, x, fill=0):
-        """Of what begins ``before`` the first block, (B, H, before + T, …): (B, H, N, S, …)."""
-        x = _filled(x, self.count + 2 * self.sides, self.size, fill)
-        if self.sides == 0:
-            return x
-        return torch.cat([x[:, :, i : i + self.count] for i in range(2 * self.sides + 1)], 3)
-
-
-def _in_chunks(x, size):
-    """(B, H, T, …), filled up with zeros, as (B, H, K, size, …); None is one chunk of all."""
-    return x.unsqueeze(2) if size is None else _filled(x, (x.size(2) + size - 1) // size, size)
-
-
-def _filled(x, blocks, size, fill=0):
-    missing = blocks * size - x.size(2)
-    if not isinstance(missing, int) or missing > 0:
-        x = functional.pad(x, (0, 0) * (x.dim() - 3) + (0, missing), value=fill)
-    return x.unflatten(2, (blocks, size))
-
-
-def _by_head(x, matrices):
-    """(B, H, …, E) times (H, E, F): (B, H, …, F), in H products instead of B H."""
-    product = x.transpose(0, 1).flatten(1, -2) @ matrices
-    return product.unflatten(1, (x.size(0), *x.shape[2:-1])).transpose(0, 1)
-
-
-def distance_sines(furthest, width, device, dtype):
-    """Sines and cosines (2 furthest + 1, D) of the distances furthest to -furthest."""
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    distance = torch.arange(furthest, -furthest - 1, -1, device=device, dtype=exact)
-    rate = torch.arange(0, width, 2, device=device, dtype=exact) * (-math.log(10000.0) / width)
-    angle = distance.unsqueeze(1) * rate.exp()
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(dtype)

@@ -202,20 +202,10 @@ class RunningSums(NamedTuple):
     count: torch.Tensor  # (B, H, 1)
 
 
-@dataclass
-class Stream:
-    """A window and what is kept of the frames before: a mixer's place in a growing sequence.
-
-    Arguments
-    ---------
-    window : Window
-        The frames that each frame sees.
-    sums : RunningSums or None
-        Of the frames before; None at the start. A mixer replaces it at each call.
-    """
-
-    window: Window
-    sums: RunningSums | None = None
+def empty_sums(batch, width, window, device=None):
+    """Returns `running_sums`' history (B, H, S) of a stream's start, with ``width`` S: zeros."""
+    kept = 1 if window.left_chunks is None else window.left_chunks
+    return torch.zeros(batch, kept, width, dtype=torch.float64, device=device)
 
 
 def running_chunk_means(x, window, state=None, key_padding_mask=None):

@@ -10,11 +10,13 @@ from torch import nn
 from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window
 from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
 from speechbrain_summarymixing.nnet.published import load_published_state_dict
+from speechbrain_summarymixing.nnet.streaming import Stream
 from speechbrain_summarymixing.nnet.summaries import (
-    Stream,
+    RunningSums,
     Window,
     attn_mask_mean,
     decayed_mean,
+    empty_sums,
     masked_mean,
     running_chunk_means,
     to_frames,
@@ -189,14 +191,28 @@ class SummaryMixing(nn.Module):
             window and decay is given.
         """
         if isinstance(attn_mask, Stream):
-            output, attn_mask.sums = self.forward_streaming(
-                query, attn_mask.window, attn_mask.sums, key_padding_mask
+            output, attn_mask.state = self.forward_streaming(
+                query, attn_mask.window, attn_mask.state, key_padding_mask
             )
             return output, None
         if window is None and isinstance(attn_mask, Window):
             attn_mask, window = None, attn_mask
         self._check_input(query, key, value, attn_mask, key_padding_mask, window)
         return self._mix(query, attn_mask, key_padding_mask, window)[0], None
+
+    def initial_state(self, window, batch, device=None):
+        """Returns the state of a stream's start, zeros, for `forward_streaming`; see `streaming`.
+
+        Arguments
+        ---------
+        window : Window
+            Of the stream.
+        batch : int
+            Streams B.
+        device : torch.device or None
+        """
+        widths = (self.summary_dims[-1], 1)
+        return RunningSums(*(empty_sums(batch, width, window, device) for width in widths))
 
     def forward_streaming(self, query, window, state=None, key_padding_mask=None):
         """Continues a sequence where the call before ended: equal to `forward` on the whole.
@@ -238,6 +254,8 @@ class SummaryMixing(nn.Module):
         """
         check_streaming_window(window)
         self._check_input(query, None, None, None, key_padding_mask, window)
+        if state is None:
+            state = self.initial_state(window, query.size(0), query.device)
         return self._mix(query, None, key_padding_mask, window, state)
 
     def _mix(self, query, attn_mask, key_padding_mask, window, state=None):

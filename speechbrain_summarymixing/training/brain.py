@@ -20,7 +20,6 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_summarymixing.errors import UserError, lacks_memory, reason_of
-from speechbrain_summarymixing.lobes.positions import SinePositions
 from speechbrain_summarymixing.processes import (
     highest,
     number_of_processes,
@@ -270,12 +269,6 @@ class ExperimentBrain(ValidatedTask):
         # not SpeechBrain's: it makes batch normalisation SyncBatchNorm, which the CPU lacks
         for name, module in self.modules.items():
             if any(p.requires_grad for p in module.parameters()):
-                # a table that has grown on one process alone cannot be broadcast
-                module._ddp_params_and_buffers_to_ignore = [
-                    f"{part_name}.table"
-                    for part_name, part in module.named_modules()
-                    if isinstance(part, SinePositions)
-                ]
                 self.modules[name] = DistributedDataParallel(
                     module,
                     device_ids=None if self.distributed_backend == "gloo" else [self.device],

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -101,11 +102,16 @@ def test_an_hour_encodes_in_memory_that_grows_with_its_length(encoder, name, lar
     assert largest.elements <= 100 * frames
 
 
-def test_grown_positions_equal_a_table_that_was_long_at_once():
-    add = AddSinePositions(8, initial_frames=3)
-    zeros = torch.zeros(1, 50, 8)
+def test_positions_equal_speechbrains_table_and_go_on_from_anywhere():
+    add, zeros = AddSinePositions(8), torch.zeros(1, 50, 8)
     torch.testing.assert_close(add(zeros), PositionalEncoding(8, 50)(zeros))
     assert add.state_dict() == {}
+    hour = add(torch.zeros(1, 90_000, 8))
+    late = add(torch.zeros(2, 30, 8), start=torch.tensor([20, 89_970]))
+    torch.testing.assert_close(late[0], add(zeros)[0, 20:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(late[1], hour[0, -30:], atol=1e-6, rtol=0)
+    exact = math.sin(89_999 * 10_000 ** (-2 / 8))
+    assert abs(hour[0, -1, 2].item() - exact) < 1e-6
 
 
 def test_layers_have_mixers_of_their_own_and_keep_their_initialisation():

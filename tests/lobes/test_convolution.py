@@ -4,9 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch.nn import functional
 
-from speechbrain_summarymixing.lobes.convolution import ConvolutionStream, depthwise_convolution
+from speechbrain_summarymixing.lobes.convolution import (
+    ConvolutionStream,
+    depthwise_convolution,
+    no_frames,
+)
 
 
 def inputs(frames, kernel_size=5, channels=6, dtype=torch.float64):
@@ -33,7 +38,7 @@ def by_definition(x, weight, bias, causal=False, chunk=None):
 @given(frames=st.integers(1, 30))
 def test_outputs_and_gradients_are_those_of_the_definition(causal, chunk, frames):
     x, weight, bias = leaves = inputs(frames)
-    chunks = None if chunk is None else ConvolutionStream(chunk)
+    chunks = None if chunk is None else DynChunkTrainConfig(chunk)
     output = depthwise_convolution(x, weight, bias, causal=causal, chunks=chunks)
     expected = by_definition(x, weight, bias, causal, chunk)
     torch.testing.assert_close(output, expected)
@@ -61,10 +66,10 @@ def test_without_gradients_it_gives_the_same(dtype, frames):
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5), chunk=st.integers(1, 6))
 def test_parts_are_convolved_as_the_whole(causal, lengths, chunk):
     x, weight, bias = inputs(chunk * sum(lengths))
-    stream = ConvolutionStream(chunk)
+    stream = ConvolutionStream(chunk, no_frames(weight, causal, x.size(0)))
     parts = [
         depthwise_convolution(part, weight, bias, causal=causal, chunks=stream)
         for part in x.split([chunk * n for n in lengths], 2)
     ]
-    whole = depthwise_convolution(x, weight, bias, causal=causal, chunks=ConvolutionStream(chunk))
+    whole = depthwise_convolution(x, weight, bias, causal=causal, chunks=DynChunkTrainConfig(chunk))
     torch.testing.assert_close(torch.cat(parts, 2), whole)

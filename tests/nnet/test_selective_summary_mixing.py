@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechbrain_summarymixing.nnet import reference
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
-from speechbrain_summarymixing.nnet.summaries import CAUSAL, Stream, Window
+from speechbrain_summarymixing.nnet.streaming import Stream
+from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window
 
 D = 8
 FORMS = {
@@ -163,7 +164,7 @@ def test_pieces_equal_the_whole(form, frames, window, masked, data):
     whole = mixer(x, key_padding_mask=padding, window=window)[0]
     torch.testing.assert_close(output, whole, atol=1e-11, rtol=1e-9)
     assert state.sums.size(1) <= (1 if window.left_chunks is None else window.left_chunks)
-    assert state.neighbours.size(2) == state.blocked.size(1) <= mixer.neighbours + 1
+    assert state.neighbours.size(2) == state.seen.size(1) <= mixer.neighbours + 1
 
 
 @pytest.mark.parametrize("window", [CAUSAL, Window(3), Window(2, 2)], ids=str)
