@@ -40,6 +40,7 @@ def reset_rows(state, rows):
 
     Example
     -------
+    >>> import torch
     >>> reset_rows((torch.ones(2, 3),), torch.tensor([True, False]))
     (tensor([[0., 0., 0.],
             [1., 1., 1.]]),)
