@@ -94,6 +94,42 @@ or `summarymixing transcribe path/to/this/folder speech.wav`.""",
     files={"tokenizer.ckpt": "tokenizer.model"},
 )
 
+CTC = replace(
+    RECOGNITION,
+    kept=(
+        "sample_rate",
+        "blank_index",
+        "compute_features",
+        "normalize",
+        "front_end",
+        "transformer",
+        "ctc_lin",
+        "seq_lin",
+        "model",
+    ),
+    yaml=f"""
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    compute_features: !ref <compute_features>
+    normalize: !ref <normalize>
+    front_end: !ref <front_end>
+    transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.EncoderWrapper
+        transformer: !ref <transformer>
+    ctc_lin: !ref <ctc_lin>
+    log_softmax: !new:torch.nn.LogSoftmax
+        dim: -1
+
+modules:
+    encoder: !ref <encoder>
+
+decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
+    blank_id: !ref <blank_index>
+
+tokenizer: !new:sentencepiece.SentencePieceProcessor
+{PRETRAINER}        tokenizer: !ref <tokenizer>
+{LOADED_STRICTLY}""",
+    usage=RECOGNITION.usage.replace("EncoderDecoderASR", "EncoderASR"),
+)
+
 # EndToEndSLU encodes by a recogniser that it loads: this one, from the same folder.
 UNDERSTANDING = replace(
     RECOGNITION,
@@ -274,6 +310,14 @@ def _flat(tree):
     return {**flat, **tree}
 
 
+def chunks_in_words(scores):
+    """Returns what ``chunk_ms`` and ``left_ms`` of a test with chunks say."""
+    left = scores["left_ms"]
+    return f"chunks of {scores['chunk_ms']} ms, " + (
+        "all of the past" if left is None else f"{left} ms before them"
+    )
+
+
 def model_card(hparams, results, interface):
     """Returns the text of the exported folder's README.md."""
     mixer = mixer_name(hparams.token_mixer)
@@ -284,6 +328,13 @@ def model_card(hparams, results, interface):
         for key in scores
         for low, high in [scores.get(f"{key}_95", (None, None))]
         if low is not None
+    )
+    measured += "".join(
+        f"\n| {key} on {name}, {chunks_in_words(scores)} | {scores[key]:.2f}% |"
+        for name, whole in results["test"].items()
+        for scores in whole.get("chunks", ())
+        for key in scores
+        if f"{key}_95" in scores
     )
     return CARD.format(
         name=f"{mixer} {interface.title}",

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 import torch
-from speechbrain.inference.ASR import EncoderDecoderASR
+from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_summarymixing.corpora.semantics import parse
@@ -19,12 +19,13 @@ CONTROLS = (0, 1, 2)  # tokens that spell nothing: unknown, also CTC's blank, be
 SEGMENT_SECONDS = 20.0  # of models that do not tell theirs
 COMMAND_SECONDS = 30.0  # longest file that is one command to understand, as in training
 
-# From a command to what its models' hyperparams.yaml alone has, their files, and their interface.
+# What the hyperparams.yaml of a kind of model alone has: its command, file and interface.
 # EndToEndSLU would hold an understanding model's weights twice: it decodes as a recogniser does.
 KINDS = {
-    "understand": ("\nasr_model_source:", "tokenizer.ckpt", EncoderDecoderASR),
-    "classify": ("\nlabel_encoder:", "label_encoder.ckpt", EncoderClassifier),
-    "transcribe": ("", "tokenizer.ckpt", EncoderDecoderASR),
+    "\nasr_model_source:": ("understand", "tokenizer.ckpt", EncoderDecoderASR),
+    "\nlabel_encoder:": ("classify", "label_encoder.ckpt", EncoderClassifier),
+    "\ndecoding_function:": ("transcribe", "tokenizer.ckpt", EncoderASR),
+    "": ("transcribe", "tokenizer.ckpt", EncoderDecoderASR),
 }
 
 
@@ -106,8 +107,8 @@ def load_model(source, device=None, *, command="transcribe"):
 
     Returns
     -------
-    EncoderDecoderASR or EncoderClassifier
-        SpeechBrain's interface.
+    EncoderDecoderASR, EncoderASR or EncoderClassifier
+        SpeechBrain's interface; EncoderASR is that of a recogniser without a decoder.
 
     Raises
     ------
@@ -121,8 +122,7 @@ def load_model(source, device=None, *, command="transcribe"):
         raise UserError(
             f"{file}: is no UTF-8 text (byte {error.start + 1}): copy it again"
         ) from error
-    kind = next(name for name, (sign, _, _) in KINDS.items() if sign in text)
-    _, spelling, interface = KINDS[kind]
+    kind, spelling, interface = next(found for sign, found in KINDS.items() if sign in text)
     files = {
         name: find_file(source, name, option=OPTION)
         for name in ("model.ckpt", "normalizer.ckpt", spelling)
@@ -134,7 +134,7 @@ def load_model(source, device=None, *, command="transcribe"):
     if device is not None:
         check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if interface is EncoderDecoderASR:
+    if interface is not EncoderClassifier:
         load_tokenizer(files[spelling])
     try:
         model = interface.from_hparams(
@@ -147,14 +147,14 @@ def load_model(source, device=None, *, command="transcribe"):
             f"{OPTION} is {source}, which cannot be loaded ({reason_of(error)}): copy its files "
             "again, or export the model anew"
         ) from error
-    if interface is EncoderDecoderASR:
+    if interface is not EncoderClassifier:
         _check_tokens(model, files[spelling])
     return model
 
 
 def _check_tokens(model, file):
     """A model whose outputs are the tokens of another tokenizer would say other words."""
-    outputs, known = model.hparams.seq_lin.w.out_features, model.tokenizer.get_piece_size()
+    outputs, known = model.hparams.ctc_lin.w.out_features, model.tokenizer.get_piece_size()
     if outputs != known:
         raise UserError(
             f"{file}: has {known} tokens, but the model's outputs are {outputs}: copy the "
@@ -167,7 +167,7 @@ def transcribe(model, files, *, segment_seconds=None, **batches):
 
     Arguments
     ---------
-    model : EncoderDecoderASR
+    model : EncoderDecoderASR or EncoderASR
         From `load_model`.
     files : iterable of str or Path
         Audio of any format, rate and number of channels that libsndfile reads.
@@ -203,12 +203,15 @@ def _decode(model, wavs, lengths, *, with_ctc=False):
     with torch.no_grad():
         lengths = lengths.to(model.device)
         encoded = model.encode_batch(wavs, lengths)
+        frames = (lengths * encoded.size(1)).round().int().tolist()
+        if isinstance(model, EncoderASR):  # which encodes as far as CTC's log-probabilities
+            hypotheses = model.decoding_function(encoded, lengths)
+            return hypotheses, [rows[:count] for rows, count in zip(encoded, frames)]
         hypotheses, _, _, _ = model.mods.decoder(encoded, lengths)
         hypotheses = [[int(token) for token in hypothesis] for hypothesis in hypotheses]
         if not with_ctc:
             return hypotheses, [None] * len(hypotheses)
         log_probs = model.hparams.ctc_lin(encoded).log_softmax(-1)
-        frames = (lengths * encoded.size(1)).round().int().tolist()
     return hypotheses, [rows[:count] for rows, count in zip(log_probs, frames)]
 
 

@@ -3,8 +3,24 @@
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
+from speechbrain.nnet.linear import Linear
 
 from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
+
+
+def decoder_head(*, d_model, vocab_size, num_decoder_layers):
+    """Returns the layer from a decoder's output (B, U, D) to scores of tokens (B, U, V).
+
+    Arguments
+    ---------
+    d_model, vocab_size : int
+        D and V.
+    num_decoder_layers : int
+        0: there is no decoder, and the layer has no weights.
+    """
+    if num_decoder_layers == 0:
+        return torch.nn.Identity()
+    return Linear(input_size=d_model, n_neurons=vocab_size)
 
 
 class JointScorer(ScorerBuilder):

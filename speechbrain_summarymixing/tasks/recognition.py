@@ -10,9 +10,9 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_summarymixing.data import sets, tokens
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.export import RECOGNITION, export
+from speechbrain_summarymixing.inference.export import CTC, RECOGNITION, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
-from speechbrain_summarymixing.tasks import metrics
+from speechbrain_summarymixing.tasks import chunks, metrics
 from speechbrain_summarymixing.tasks.speech import SpeechTask
 from speechbrain_summarymixing.tasks.transfer import HeldEncoder, load_encoder
 from speechbrain_summarymixing.training.identity import longest_seconds
@@ -23,7 +23,7 @@ LONGEST = 20.0  # s, to decode at once: a search's time and memory grow faster t
 
 
 class ASR(SpeechTask):
-    """SpeechBrain's Brain for an encoder with a CTC head and an attention decoder.
+    """SpeechBrain's Brain for an encoder with a CTC head and an attention decoder, or without one.
 
     Its targets are the tokens of the transcript. Expects the keys of ``hparams/parts/asr.yaml`` as
     hyperparameters.
@@ -35,6 +35,7 @@ class ASR(SpeechTask):
     interface = RECOGNITION
     validates_by_ctc = reads_shards = True
     _held = None  # a `HeldEncoder`
+    _test_chunks = None  # a `DynChunkTrainConfig`, while tests are measured with it
 
     @classmethod
     def prepare(cls, hparams, train, others):
@@ -44,6 +45,8 @@ class ASR(SpeechTask):
                 f"--ctc_weight is {hparams['ctc_weight']}, but must be above 0 and up to 1: "
                 "recognition is validated by the CTC head"
             )
+        cls._check_decoder(hparams)
+        chunks.check_chunks(hparams)
         language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
         if language_model is not None:  # now, not after days of training
             load_language_model(language_model)
@@ -61,6 +64,26 @@ class ASR(SpeechTask):
         if language_model is not None:
             check_tokenizer(language_model, Path(hparams["output_folder"]) / "tokenizer.model")
         return tokenizer
+
+    @classmethod
+    def _check_decoder(cls, hparams):
+        if hparams["num_decoder_layers"]:
+            return
+        if not cls.validates_by_ctc:
+            raise UserError(
+                f"--num_decoder_layers is 0, but the {cls.name} task learns by the decoder: give 1 "
+                "or more"
+            )
+        if hparams["ctc_weight"] != 1:
+            raise UserError(
+                f"--ctc_weight is {hparams['ctc_weight']}, but must be 1.0 without a decoder "
+                "(--num_decoder_layers 0): CTC's is the only loss"
+            )
+        if hparams["lm_folder"] is not None:
+            raise UserError(
+                f"--lm_folder is {hparams['lm_folder']}, but a language model joins in the search "
+                "of a decoder, and --num_decoder_layers is 0: leave it out"
+            )
 
     @classmethod
     def tokenizer(cls, hparams, train, others):
@@ -111,25 +134,35 @@ class ASR(SpeechTask):
     def compute_forward(self, batch, stage):
         """Returns CTC and decoder log-probabilities (B, T, V), (B, U, V) and hypotheses.
 
-        For a test there are hypotheses alone.
+        A test by a decoder has hypotheses alone; without a decoder there are none of its
+        log-probabilities.
         """
         batch = batch.to(self.device)
         hparams = self.hparams
+        has_decoder = hparams.num_decoder_layers > 0
         features, lengths = self.features(batch, stage)
         frames = self.modules.front_end(features, lengths)
-        if stage == sb.Stage.TEST:
-            encoded = self.modules.transformer.encode(frames, lengths)
+        seen = self._test_chunks if stage == sb.Stage.TEST else None
+        if stage == sb.Stage.TRAIN:
+            seen = chunks.drawn_chunks(vars(hparams), hparams.epoch_counter.current, batch.id)
+        if stage == sb.Stage.TEST and has_decoder:
+            encoded = self.modules.transformer.encode(frames, lengths, dynchunktrain_config=seen)
             return None, None, lengths, hparams.test_search(encoded, lengths)[0]
-        encoded, decoded = self.modules.transformer(
-            frames, batch.tokens_bos.data, lengths, pad_idx=hparams.blank_index
+        encoded, *_, decoded = self.modules.transformer(
+            frames,
+            batch.tokens_bos.data if has_decoder else None,
+            lengths,
+            pad_idx=hparams.blank_index,
+            dynchunktrain_config=seen,
         )
-        p_ctc = None
+        p_ctc = p_seq = None
         if hparams.ctc_weight > 0:
             p_ctc = hparams.log_softmax(self.modules.ctc_lin(encoded))
-        p_seq = hparams.log_softmax(self.modules.seq_lin(decoded))
+        if has_decoder:
+            p_seq = hparams.log_softmax(self.modules.seq_lin(decoded))
 
         hypotheses = None
-        if stage == sb.Stage.VALID and self.validates_by_ctc:
+        if stage != sb.Stage.TRAIN and self.validates_by_ctc:
             hypotheses = ctc_greedy_decode(p_ctc, lengths, blank_id=hparams.blank_index)
         return p_ctc, p_seq, lengths, hypotheses
 
@@ -142,11 +175,13 @@ class ASR(SpeechTask):
             self.measure(batch, [list(map(int, hypothesis)) for hypothesis in hypotheses])
         if stage == sb.Stage.TEST:
             return lengths.new_zeros(())
-        loss = self.hparams.seq_cost(p_seq, tokens_eos, length=tokens_eos_lengths)
+        weight, loss = self.hparams.ctc_weight, 0.0
+        if p_seq is not None:
+            loss_seq = self.hparams.seq_cost(p_seq, tokens_eos, length=tokens_eos_lengths)
+            loss = (1 - weight) * loss_seq
         if p_ctc is not None:
-            weight = self.hparams.ctc_weight
             loss_ctc = self.hparams.ctc_cost(p_ctc, tokens, lengths, tokens_lengths)
-            loss = weight * loss_ctc + (1 - weight) * loss
+            loss = weight * loss_ctc + loss
         return loss
 
     def measure(self, batch, hypotheses):
@@ -176,6 +211,20 @@ class ASR(SpeechTask):
             "utterances": len(scores),
         }
 
+    def scores_anew(self, evaluate, rows):
+        """Returns ``chunks``: what was measured with each of ``test_chunks``."""
+        hparams, found = vars(self.hparams), []
+        frame_ms = 1000 * hparams["compute_features"].samples / hparams["sample_rate"]
+        for config in chunks.tested_chunks(hparams):
+            self._test_chunks = config
+            evaluate()
+            scores = self.scores(rows)
+            measured = {k: v for k, v in scores.items() if f"{k.removesuffix('_95')}_95" in scores}
+            found.append({**chunks.duration_of(config, frame_ms), **measured})
+            logger.info("with chunks: %s", found[-1])
+        self._test_chunks = None
+        return {"chunks": found} if found else {}
+
     def errors(self, rows):
         """Returns (ID, word edits, words) of each utterance."""
         scores = [self.measured[row.ID] for row in rows]
@@ -188,7 +237,13 @@ class ASR(SpeechTask):
             self.word_errors().write_stats(file)
 
     def export(self, results):
-        """Writes the folder ``pretrained``, which SpeechBrain's `EncoderDecoderASR` loads."""
-        seconds = longest_seconds(self.hparams.output_folder)
+        """Writes the folder ``pretrained``, which SpeechBrain's `EncoderDecoderASR` loads.
+
+        Without a decoder it is `EncoderASR` that loads it.
+        """
+        hparams = self.hparams
+        seconds = longest_seconds(hparams.output_folder)
         found = {} if seconds is None else {"segment_seconds": round(min(seconds, LONGEST), 2)}
-        export(self.hparams, results, self.interface, found)
+        if hparams.chunk_frames is not None:
+            found |= {key: getattr(hparams, key) for key in chunks.TOLD}
+        export(hparams, results, self.interface if hparams.num_decoder_layers else CTC, found)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -308,7 +309,8 @@ def test(brain, hparams, tests):
     brain.before_tests()
     for name, rows in tests.items():
         dataset, options = brain.eval_loading("test", {name: rows})
-        brain.evaluate(dataset, test_loader_kwargs=options)
+        evaluate = partial(brain.evaluate, dataset, test_loader_kwargs=options)
+        evaluate()
         scores = results["test"][name] = brain.scores(rows)
         if if_main_process():
             brain.write_details(name, rows)
@@ -316,6 +318,7 @@ def test(brain, hparams, tests):
             measured = [key for key in scores if f"{key}_95" in scores]
             told = ", ".join(f"{key} {scores[key]:.2f}{brain.unit}" for key in measured)
             logger.info("%s: %s", name, told)
+        scores.update(brain.scores_anew(evaluate, rows))
     results["parameters"] = sum(p.numel() for p in hparams["model"].parameters())
     results["processes"] = number_of_processes()
     results["threads"] = torch.get_num_threads()

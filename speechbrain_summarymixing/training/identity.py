@@ -45,6 +45,7 @@ FREE_SETTINGS = {
     "lm_temperature",
     "activation_checkpointing",
     "averaged_checkpoints",
+    "test_chunks",
     "test_csv",
     "test_splits",
     "check",

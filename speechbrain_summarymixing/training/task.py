@@ -82,6 +82,13 @@ class Task(sb.Brain):
         """
         raise NotImplementedError
 
+    def scores_anew(self, evaluate, rows):
+        """Returns more of `scores`: what is measured on a test set in other ways.
+
+        ``evaluate`` measures it again, into ``measured``.
+        """
+        return {}
+
     def errors(self, rows):
         """Returns (ID, errors, total) of each utterance ``rows`` of a test set, to compare systems.
 
