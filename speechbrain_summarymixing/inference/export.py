@@ -94,6 +94,22 @@ or `summarymixing transcribe path/to/this/folder speech.wav`.""",
     files={"tokenizer.ckpt": "tokenizer.model"},
 )
 
+TRANSDUCER = replace(
+    RECOGNITION,
+    kept=(
+        "sample_rate",
+        "compute_features",
+        "normalize",
+        "front_end",
+        "transformer",
+        "ctc_lin",
+        "head",
+        "greedy_search",
+        "test_search",
+        "model",
+    ),
+)
+
 # EndToEndSLU encodes by a recogniser that it loads: this one, from the same folder.
 UNDERSTANDING = replace(
     RECOGNITION,

@@ -12,6 +12,7 @@ from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
 from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
+from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
 from speechbrain_summarymixing.processes import check_device
 
 OPTION = "MODEL"
@@ -154,7 +155,7 @@ def load_model(source, device=None, *, command="transcribe"):
 
 def _check_tokens(model, file):
     """A model whose outputs are the tokens of another tokenizer would say other words."""
-    outputs, known = model.hparams.seq_lin.w.out_features, model.tokenizer.get_piece_size()
+    outputs, known = model.hparams.ctc_lin.w.out_features, model.tokenizer.get_piece_size()
     if outputs != known:
         raise UserError(
             f"{file}: has {known} tokens, but the model's outputs are {outputs}: copy the "
@@ -199,12 +200,17 @@ def transcribe(model, files, *, segment_seconds=None, **batches):
 
 
 def _decode(model, wavs, lengths, *, with_ctc=False):
-    """Token lists of waveforms (B, T), and CTC's log-probabilities (T', V) of each if asked."""
+    """Token lists of waveforms (B, T), and CTC's log-probabilities (T', V) of each if asked.
+
+    A transducer tells the log-probabilities (U,) of its tokens themselves.
+    """
     with torch.no_grad():
         lengths = lengths.to(model.device)
         encoded = model.encode_batch(wavs, lengths)
-        hypotheses, _, _, _ = model.mods.decoder(encoded, lengths)
+        hypotheses, _, log_probs, _ = model.mods.decoder(encoded, lengths)
         hypotheses = [[int(token) for token in hypothesis] for hypothesis in hypotheses]
+        if isinstance(model.mods.decoder, TransducerSearch):
+            return hypotheses, list(map(torch.tensor, log_probs))
         if not with_ctc:
             return hypotheses, [None] * len(hypotheses)
         log_probs = model.hparams.ctc_lin(encoded).log_softmax(-1)
