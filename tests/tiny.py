@@ -9,7 +9,10 @@ import soundfile
 
 from speechbrain_summarymixing.corpora.semantics import Semantics
 from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.tasks.train import TASKS
+from speechbrain_summarymixing.tasks.transducer import Transducer
 from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.config import value_of
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "sumformer-mini"
@@ -37,6 +40,12 @@ SMALL = {
     "number_of_epochs": 2,
     "averaged_checkpoints": 2,
 }
+TRANSDUCER = {"num_decoder_layers": 0, "joint_width": 16}
+
+
+def task_of(yaml):
+    """What a system of this project learns."""
+    return TASKS[value_of(ROOT / yaml, "task")]
 
 
 def write_csv(path, rows):
@@ -124,7 +133,8 @@ def command(noises):
 
     def arguments(output_folder, yaml="hparams/sumformer.yaml", **options):
         csvs = {f"{split}_csv": noises / f"{split}.csv" for split in ("train", "valid", "test")}
-        options = {**SMALL, **csvs, "output_folder": output_folder, **options}
+        small = {**SMALL, **TRANSDUCER} if task_of(yaml) is Transducer else SMALL
+        options = {**small, **csvs, "output_folder": output_folder, **options}
         listed = [str(ROOT / yaml), "--noprogressbar", "--device=cpu"]
         for key, value in options.items():
             listed += [f"--{key}"] if value is True else [f"--{key}={value}"]

@@ -1,4 +1,4 @@
-"""How far the words that a recogniser found are borne out by its CTC head."""
+"""How far the words that a recogniser found are borne out by its CTC head, or its transducer."""
 
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -19,7 +19,8 @@ class Word:
     ---------
     word : str
     confidence : float
-        Of its tokens the lowest mean probability that CTC gives one where it is spoken.
+        Of its tokens the lowest mean probability that CTC gives one where it is spoken, or, of a
+        transducer, the lowest probability.
     sure : bool
         Neither this nor the mean confidence of the words around it is low.
     """
@@ -39,7 +40,7 @@ def words_of(tokens, pieces, log_probs, *, blank):
     pieces : list of str
         Of sentencepiece, one for each token; "▁" begins a word.
     log_probs : torch.Tensor
-        (T, V), of CTC.
+        (T, V), of CTC, or (U,), of the tokens, as a transducer gives them.
     blank : int
         CTC's.
 
@@ -62,7 +63,7 @@ def words_of(tokens, pieces, log_probs, *, blank):
 
 
 def token_confidences(tokens, log_probs, *, blank):
-    """Returns the mean probability of each token over the frames where CTC aligns it.
+    """Returns the mean probability of each token over the frames where CTC aligns it, or its own.
 
     Arguments are those of `words_of`. Tokens that are more than the frames have 0.
 
@@ -70,6 +71,8 @@ def token_confidences(tokens, log_probs, *, blank):
     -------
     list of float
     """
+    if log_probs.dim() == 1:
+        return log_probs.exp().tolist()
     repeated = sum(a == b for a, b in zip(tokens, tokens[1:]))  # a blank stands between
     if not tokens or len(tokens) + repeated > log_probs.size(0):
         return [0.0] * len(tokens)

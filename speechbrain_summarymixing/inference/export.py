@@ -130,6 +130,22 @@ tokenizer: !new:sentencepiece.SentencePieceProcessor
     usage=RECOGNITION.usage.replace("EncoderDecoderASR", "EncoderASR"),
 )
 
+TRANSDUCER = replace(
+    RECOGNITION,
+    kept=(
+        "sample_rate",
+        "compute_features",
+        "normalize",
+        "front_end",
+        "transformer",
+        "ctc_lin",
+        "head",
+        "greedy_search",
+        "test_search",
+        "model",
+    ),
+)
+
 # EndToEndSLU encodes by a recogniser that it loads: this one, from the same folder.
 UNDERSTANDING = replace(
     RECOGNITION,

@@ -12,6 +12,7 @@ from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
 from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
+from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
 from speechbrain_summarymixing.processes import check_device
 
 OPTION = "MODEL"
@@ -199,7 +200,10 @@ def transcribe(model, files, *, segment_seconds=None, **batches):
 
 
 def _decode(model, wavs, lengths, *, with_ctc=False):
-    """Token lists of waveforms (B, T), and CTC's log-probabilities (T', V) of each if asked."""
+    """Token lists of waveforms (B, T), and CTC's log-probabilities (T', V) of each if asked.
+
+    A transducer tells the log-probabilities (U,) of its tokens themselves.
+    """
     with torch.no_grad():
         lengths = lengths.to(model.device)
         encoded = model.encode_batch(wavs, lengths)
@@ -207,8 +211,10 @@ def _decode(model, wavs, lengths, *, with_ctc=False):
         if isinstance(model, EncoderASR):  # which encodes as far as CTC's log-probabilities
             hypotheses = model.decoding_function(encoded, lengths)
             return hypotheses, [rows[:count] for rows, count in zip(encoded, frames)]
-        hypotheses, _, _, _ = model.mods.decoder(encoded, lengths)
+        hypotheses, _, log_probs, _ = model.mods.decoder(encoded, lengths)
         hypotheses = [[int(token) for token in hypothesis] for hypothesis in hypotheses]
+        if isinstance(model.mods.decoder, TransducerSearch):
+            return hypotheses, list(map(torch.tensor, log_probs))
         if not with_ctc:
             return hypotheses, [None] * len(hypotheses)
         log_probs = model.hparams.ctc_lin(encoded).log_softmax(-1)

@@ -131,6 +131,13 @@ class ASR(SpeechTask):
         """Returns the word error rate in percent."""
         return self.word_errors().summarize("WER")
 
+    def seen_chunks(self, batch, stage):
+        """Returns the `DynChunkTrainConfig` that a batch is encoded with, None: all of it."""
+        if stage == sb.Stage.TRAIN:
+            hparams = self.hparams
+            return chunks.drawn_chunks(vars(hparams), hparams.epoch_counter.current, batch.id)
+        return self._test_chunks if stage == sb.Stage.TEST else None
+
     def compute_forward(self, batch, stage):
         """Returns CTC and decoder log-probabilities (B, T, V), (B, U, V) and hypotheses.
 
@@ -142,9 +149,7 @@ class ASR(SpeechTask):
         has_decoder = hparams.num_decoder_layers > 0
         features, lengths = self.features(batch, stage)
         frames = self.modules.front_end(features, lengths)
-        seen = self._test_chunks if stage == sb.Stage.TEST else None
-        if stage == sb.Stage.TRAIN:
-            seen = chunks.drawn_chunks(vars(hparams), hparams.epoch_counter.current, batch.id)
+        seen = self.seen_chunks(batch, stage)
         if stage == sb.Stage.TEST and has_decoder:
             encoded = self.modules.transformer.encode(frames, lengths, dynchunktrain_config=seen)
             return None, None, lengths, hparams.test_search(encoded, lengths)[0]
@@ -246,4 +251,7 @@ class ASR(SpeechTask):
         found = {} if seconds is None else {"segment_seconds": round(min(seconds, LONGEST), 2)}
         if hparams.chunk_frames is not None:
             found |= {key: getattr(hparams, key) for key in chunks.TOLD}
-        export(hparams, results, self.interface if hparams.num_decoder_layers else CTC, found)
+        interface = self.interface
+        if interface is RECOGNITION and not hparams.num_decoder_layers:
+            interface = CTC
+        export(hparams, results, interface, found)

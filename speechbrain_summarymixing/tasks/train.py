@@ -5,11 +5,12 @@ from speechbrain_summarymixing.systems import find
 from speechbrain_summarymixing.tasks.classification import Classification
 from speechbrain_summarymixing.tasks.language_model import LanguageModel
 from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.tasks.transducer import Transducer
 from speechbrain_summarymixing.tasks.understanding import Understanding
 from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import value_of
 
-TASKS = {task.name: task for task in (ASR, Understanding, Classification, LanguageModel)}
+TASKS = {task.name: task for task in (ASR, Transducer, Understanding, Classification, LanguageModel)}
 TOKENIZER = "tokenizer"
 
 

@@ -6,7 +6,7 @@ import io
 from speechbrain_summarymixing.files import write_atomically
 
 LABELS = {
-    "WER": "WER (greedy CTC), %",
+    "WER": "WER (greedy), %",
     "perplexity": "perplexity",
     "TER": "tokens missed after the right ones, %",
     "error": "error rate, %",

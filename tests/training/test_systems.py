@@ -8,11 +8,11 @@ import pytest
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.metric_stats import ErrorRateStats
+from tiny import task_of
 
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
-from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training import experiment
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ OWN = {
 @pytest.mark.parametrize("yaml", SYSTEMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_system(yaml, command, noises, tmp_path):
     options = {"number_of_epochs": 1, "batch_seconds": 20, **OWN.get(yaml.stem, {})}
-    experiment.run(command(tmp_path, yaml=yaml, **options), ASR)
+    experiment.run(command(tmp_path, yaml=yaml, **options), task_of(yaml))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["optimizer_steps"] >= 2
     model = load_model(tmp_path / "pretrained", "cpu")

@@ -1,0 +1,367 @@
+"""Greedy and beam search of transducers, for whole utterances and for streams in chunks."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from speechbrain_summarymixing.lobes.transducer import BLANK
+
+HASH = 6364136223846793005  # odd, so that multiplying by it, modulo 2^64, loses nothing
+
+
+class Emission(NamedTuple):
+    """A token that was found.
+
+    Arguments
+    ---------
+    token : int
+    frame : int
+        Of the encoder, from the stream's start, at which it was found.
+    log_prob : float
+        Of the token there, after those before.
+    """
+
+    token: int
+    frame: int
+    log_prob: float
+
+
+class GreedyState(NamedTuple):
+    """Where streams are in greedy search; zeros are the start."""
+
+    frames: torch.Tensor  # (B,), those heard
+    predicted: torch.Tensor  # (B, W), after the last token
+    memory: torch.Tensor  # (B, …), the predictor's
+
+
+class BeamState(NamedTuple):
+    """Where streams are in beam search with their K hypotheses each; zeros are the start."""
+
+    frames: torch.Tensor  # (B,), those heard
+    predicted: torch.Tensor  # (B, K, W), after the last token
+    memory: torch.Tensor  # (B, K, …), the predictor's
+    scores: torch.Tensor  # (B, K), log-probabilities of all alignments, float64
+    hashes: torch.Tensor  # (B, K), of all tokens
+    untold: torch.Tensor  # (B, K, P, 3), emissions in which hypotheses differ; float64, zero-padded
+
+
+class Hypotheses(NamedTuple):
+    """The part of a `BeamState` that moves with the frames, and places in the trace."""
+
+    predicted: torch.Tensor
+    memory: torch.Tensor
+    scores: torch.Tensor
+    hashes: torch.Tensor
+    places: torch.Tensor  # (B, K); below K: the hypothesis of that number at the chunk's start
+
+
+class TransducerSearch(nn.Module):
+    """What `TransducerGreedy` and `TransducerBeam` share: streams that come in chunks.
+
+    ``start`` makes the state of several streams, ``step`` hears a chunk, ``rest`` tells what is
+    not told yet, and ``reset`` starts some of the streams anew. Calling it decodes whole utterances.
+
+    Arguments
+    ---------
+    head : TransducerHead
+    max_symbols : int
+        Tokens at one frame, at most.
+    """
+
+    def __init__(self, head, *, max_symbols):
+        super().__init__()
+        self.head, self.max_symbols = head, max_symbols
+
+    def forward(self, encoded, lengths):
+        """Decodes whole utterances.
+
+        Arguments
+        ---------
+        encoded : torch.Tensor
+            (B, T, D).
+        lengths : torch.Tensor
+            (B,), relative.
+
+        Returns
+        -------
+        tokens, frames, log_probs : list
+            Of each utterance a list of what `Emission` holds.
+        None
+            SpeechBrain's interfaces take four.
+        """
+        ends = (lengths * encoded.size(1)).round().long()
+        found, state = self.step(encoded, self.start(len(encoded)), ends)
+        found = [told + untold for told, untold in zip(found, self.rest(state))]
+        parts = [[list(column) for column in zip(*row)] or [[], [], []] for row in found]
+        return (*([row[i] for row in parts] for i in range(3)), None)
+
+    def start(self, streams):
+        """Returns the state of so many streams before their first frame: zeros."""
+        raise NotImplementedError
+
+    def step(self, encoded, state, lengths=None):
+        """Hears the next frames of streams; the tokens do not depend on where chunks end.
+
+        Arguments
+        ---------
+        encoded : torch.Tensor
+            (B, T, D).
+        state : GreedyState or BeamState
+            Of ``start`` or the step before.
+        lengths : torch.Tensor or None
+            (B,), frames of each stream in this chunk, from 0 to T; None: T.
+
+        Returns
+        -------
+        list of list of Emission
+            New ones of each stream, which later frames do not change.
+        GreedyState or BeamState
+            For the next chunk.
+        """
+        weight = self.head.output.weight
+        if lengths is None:
+            lengths = torch.full((len(encoded),), encoded.size(1), device=weight.device)
+        # decoding costs little beside the encoder, so it is done in full precision
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            return self._step(encoded.to(weight.dtype), self._begun(state), lengths)
+
+    def rest(self, state):
+        """Returns what a stream's best hypothesis has beyond what was told, as ``step`` does.
+
+        At the end of a stream it is its rest, and before it what may still change.
+        """
+        raise NotImplementedError
+
+    def reset(self, state, mask):
+        """Lets the streams start anew where mask (B,) is True."""
+        return type(state)(*(_where(mask, torch.zeros_like(part), part) for part in state))
+
+    def _first(self):
+        """The prediction (W,) before any token, and the predictor's state (…) with it."""
+        begin = torch.full((1, 1), BLANK, device=self.head.output.weight.device)
+        predicted, memory = self.head.predictor(begin)
+        return predicted[0, 0], memory[0]
+
+    def _begun(self, state):
+        """Gives streams at their start, which have no prediction yet, the first one."""
+        predicted, memory = self._first()
+        new = state.frames == 0
+        return state._replace(
+            predicted=_where(new, predicted, state.predicted),
+            memory=_where(new, memory, state.memory),
+        )
+
+
+class TransducerGreedy(TransducerSearch):
+    """Takes at each frame the most probable token, again and again until it is the blank.
+
+    Arguments are those of `TransducerSearch`.
+
+    Reference: arXiv 1211.3711.
+
+    Example
+    -------
+    >>> from functools import partial
+    >>> from speechbrain_summarymixing.lobes.transducer import StatelessPredictor, TransducerHead
+    >>> predictor = partial(StatelessPredictor, width=16)
+    >>> head = TransducerHead(30, predictor=predictor, encoder_width=24, joint_width=32)
+    >>> search, encoded = TransducerGreedy(head.eval(), max_symbols=3), torch.rand(2, 25, 24)
+    >>> whole, _, _, _ = search(encoded, torch.ones(2))
+    >>> state, told = search.start(2), [[], []]
+    >>> for chunk in encoded.split(8, dim=1):
+    ...     new, state = search.step(chunk, state)
+    ...     told = [before + [e.token for e in row] for before, row in zip(told, new)]
+    >>> told == whole
+    True
+    """
+
+    def start(self, streams):
+        """As `TransducerSearch`'s."""
+        predicted, memory = self._first()
+        return GreedyState(
+            torch.zeros(streams, dtype=torch.long, device=predicted.device),
+            predicted.new_zeros(streams, *predicted.shape),
+            memory.new_zeros(streams, *memory.shape),
+        )
+
+    def rest(self, state):
+        """Returns empty lists: all is told at once."""
+        return [[] for _ in state.frames]
+
+    def _step(self, encoded, state, lengths):
+        frames, predicted, memory = state
+        streams = torch.arange(len(encoded), device=encoded.device)
+        position = torch.zeros_like(frames)  # (B,), each stream's own frame
+        said = torch.zeros_like(frames)  # tokens at that frame
+        found, going = [], encoded.size(1) > 0
+        while going:
+            heard = encoded[streams, position.clamp(max=encoded.size(1) - 1)]
+            log_probs, tokens = self.head.join(heard, predicted).log_softmax(-1).max(-1)
+            emits = (position < lengths) & (tokens != BLANK) & (said < self.max_symbols)
+            found.append((emits, tokens, frames + position, log_probs))
+            said = torch.where(emits, said + 1, 0)
+            position = position + (~emits).long()
+            going, speaking = torch.stack(((position < lengths).any(), emits.any())).tolist()
+            if speaking:
+                new_predicted, new_memory = self.head.predictor(tokens.unsqueeze(1), memory)
+                predicted = _where(emits, new_predicted[:, 0], predicted)
+                memory = _where(emits, new_memory, memory)
+        told = [[] for _ in streams]
+        for step in zip(*(torch.stack(column).tolist() for column in zip(*found))):
+            for row, (emits, *emission) in zip(told, zip(*step)):
+                if emits:
+                    row.append(Emission(*emission))
+        return told, GreedyState(frames + lengths, predicted, memory)
+
+
+class TransducerBeam(TransducerSearch):
+    """Keeps the most probable token sequences, frame by frame, with all the alignments of each.
+
+    With a beam as wide as there are sequences it finds the most probable one. What all hypotheses
+    agree on is told at the end of a chunk, with the frames of the best; ``rest`` tells the others.
+    It takes ``max_symbols`` + 1 runs of the joiner for each frame.
+
+    Arguments
+    ---------
+    head : TransducerHead
+    beam_size : int
+        Hypotheses of an utterance, K.
+    max_symbols : int
+        As for `TransducerSearch`.
+
+    Reference: arXiv 1211.3711, section 2.5, with all hypotheses at the same frame as in "Alignment-
+    Length Synchronous Decoding for RNN Transducer", ICASSP 2020.
+    """
+
+    def __init__(self, head, *, beam_size, max_symbols):
+        super().__init__(head, max_symbols=max_symbols)
+        self.beam_size = beam_size
+
+    def start(self, streams):
+        """As `TransducerSearch`'s."""
+        predicted, memory = self._first()
+        beams = (streams, self.beam_size)
+        long = {"dtype": torch.long, "device": predicted.device}
+        return BeamState(
+            frames=torch.zeros(streams, **long),
+            predicted=predicted.new_zeros(*beams, *predicted.shape),
+            memory=memory.new_zeros(*beams, *memory.shape),
+            scores=predicted.new_zeros(beams, dtype=torch.float64),
+            hashes=torch.zeros(beams, **long),
+            untold=predicted.new_zeros(*beams, 0, 3, dtype=torch.float64),
+        )
+
+    def rest(self, state):
+        """As `TransducerSearch`'s."""
+        best = _alone(state).argmax(1).tolist()
+        return [_emissions(rows[index]) for rows, index in zip(state.untold.tolist(), best)]
+
+    def _step(self, encoded, state, lengths):
+        places = torch.arange(self.beam_size, device=encoded.device).expand_as(state.hashes)
+        beams = Hypotheses(state.predicted, state.memory, _alone(state), state.hashes, places)
+        trace = []  # of each expansion where it comes from, its token and log-probability (B, K)
+        for frame in range(encoded.size(1)):
+            moved = self._hear(encoded[:, frame : frame + 1], beams, trace)
+            parts = zip(moved, beams)
+            beams = Hypotheses(*(_where(frame < lengths, new, old) for new, old in parts))
+        told, untold = self._told(state, beams, trace)
+        return told, BeamState(state.frames + lengths, *beams[:4], untold)
+
+    def _hear(self, frame, beams, trace):
+        """The best hypotheses after a frame (B, 1, D), whatever number of tokens it adds."""
+        ended = []
+        for said in range(self.max_symbols + 1):
+            log_probs = self.head.join(frame, beams.predicted).log_softmax(-1)  # (B, K, V)
+            ended.append(beams._replace(scores=beams.scores + log_probs[..., BLANK]))
+            if said < self.max_symbols:
+                beams = self._expand(beams, log_probs[..., BLANK + 1 :], trace)
+        return self._best(Hypotheses(*(torch.cat(parts, dim=1) for parts in zip(*ended))))
+
+    def _expand(self, beams, log_probs, trace):
+        """The best hypotheses with one token more."""
+        scores, chosen = (beams.scores.unsqueeze(-1) + log_probs).flatten(1).topk(self.beam_size)
+        before = _picked(beams, chosen // log_probs.size(-1))
+        tokens = chosen % log_probs.size(-1) + BLANK + 1  # (B, K)
+        trace.append((before.places, tokens, log_probs.flatten(1).gather(1, chosen)))
+        predicted, memory = self.head.predictor(
+            tokens.flatten().unsqueeze(1), before.memory.flatten(0, 1)
+        )
+        return Hypotheses(
+            predicted.view_as(before.predicted),
+            memory.view_as(before.memory),
+            scores,
+            before.hashes * HASH + tokens,
+            torch.arange(self.beam_size, device=tokens.device).expand_as(tokens)
+            + len(trace) * self.beam_size,
+        )
+
+    def _best(self, beams):
+        """The K most probable of M hypotheses, of which those of equal tokens are one."""
+        beams = _picked(beams, beams.scores.argsort(dim=1, descending=True, stable=True))
+        same = beams.hashes.unsqueeze(1) == beams.hashes.unsqueeze(2)  # (B, M, M)
+        scores = beams.scores.unsqueeze(1).masked_fill(~same, -torch.inf).logsumexp(2)
+        scores = scores.masked_fill(same.tril(-1).any(2), -torch.inf)  # the first has the sum
+        return _picked(beams._replace(scores=scores), scores.topk(self.beam_size).indices)
+
+    def _told(self, state, beams, trace):
+        """Of each stream the emissions that all hypotheses have, and the others, to be kept."""
+        columns = [torch.stack(column).tolist() for column in zip(*trace)] or [[], [], []]
+        starts, old = state.frames.tolist(), state.untold.tolist()
+        scores, places = beams.scores.tolist(), beams.places.tolist()
+        told, kept = [], []
+        for b, start in enumerate(starts):
+            histories = [
+                self._history(place, b, start, columns, old[b]) if score > -torch.inf else None
+                for score, place in zip(scores[b], places[b])
+            ]
+            best = histories[scores[b].index(max(scores[b]))]
+            same = _common([row for row in histories if row is not None])
+            told.append(best[:same])
+            kept.append([[] if row is None else row[same:] for row in histories])
+        longest = max((len(row) for rows in kept for row in rows), default=0)
+        padded = [[row + [(0, 0, 0)] * (longest - len(row)) for row in rows] for rows in kept]
+        shape = (*beams.scores.shape, longest, 3)
+        return told, state.untold.new_tensor(padded).view(shape)
+
+    def _history(self, place, b, start, columns, old):
+        """A hypothesis's emissions that are not told yet, by going back through the trace."""
+        parents, tokens, log_probs = columns
+        found = []
+        while place >= self.beam_size:
+            step, k = place // self.beam_size - 1, place % self.beam_size
+            frame = start + step // self.max_symbols
+            found.append(Emission(tokens[step][b][k], frame, log_probs[step][b][k]))
+            place = parents[step][b][k]
+        return _emissions(old[place]) + found[::-1]
+
+
+def _alone(state):
+    """The scores; at the start, where all hypotheses are the same, that of the first one alone."""
+    first = torch.arange(state.scores.size(1), device=state.scores.device) == 0
+    return state.scores.masked_fill((state.frames == 0).unsqueeze(1) & ~first, -torch.inf)
+
+
+def _emissions(rows):
+    return [Emission(int(token), int(frame), value) for token, frame, value in rows if token]
+
+
+def _common(histories):
+    """The number of tokens with which all begin."""
+    count = 0
+    for emissions in zip(*histories):
+        if len({emission.token for emission in emissions}) > 1:
+            break
+        count += 1
+    return count
+
+
+def _where(mask, new, old):
+    """``new`` in the rows of ``old`` (B, …) where mask (B,) is True."""
+    return torch.where(mask.view(-1, *[1] * (old.dim() - 1)), new, old)
+
+
+def _picked(beams, index):
+    """Of each stream's hypotheses those at index (B, K)."""
+    streams = torch.arange(len(index), device=index.device).unsqueeze(1)
+    return Hypotheses(*(part[streams, index] for part in beams))
