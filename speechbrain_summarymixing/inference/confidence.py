@@ -49,17 +49,29 @@ def words_of(tokens, pieces, log_probs, *, blank):
     list of Word
     """
     confidences = token_confidences(tokens, log_probs, blank=blank)
-    numbers = accumulate(piece.startswith("▁") for piece in pieces)
-    words = []
-    for _, group in groupby(zip(numbers, pieces, confidences), key=lambda item: item[0]):
-        _, spelled, values = zip(*group)
-        if text := "".join(spelled).replace("▁", ""):
-            words.append((text, min(values)))
+    words = [(word, min(values)) for word, values in spelled_words(pieces, confidences)]
     mean = sum(value for _, value in words) / max(1, len(words))
     return [
         Word(text, round(value, 4), value >= SURE_WORD and mean >= SURE_UTTERANCE)
         for text, value in words
     ]
+
+
+def spelled_words(pieces, values):
+    """Yields each word that pieces spell, and what ``values`` has for its pieces.
+
+    Arguments
+    ---------
+    pieces : list of str
+        Of sentencepiece; "▁" begins a word.
+    values : list
+        One for each piece.
+    """
+    numbers = accumulate(piece.startswith("▁") for piece in pieces)
+    for _, group in groupby(zip(numbers, pieces, values), key=lambda item: item[0]):
+        _, spelled, found = zip(*group)
+        if word := "".join(spelled).replace("▁", ""):
+            yield word, found
 
 
 def token_confidences(tokens, log_probs, *, blank):

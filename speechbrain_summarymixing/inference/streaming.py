@@ -1,0 +1,341 @@
+"""Speech recognised as it comes: words while they are said, of many streams at once."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
+from torch.utils._pytree import tree_map
+
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.confidence import spelled_words
+from speechbrain_summarymixing.lobes.ctc_search import CTCGreedy
+from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
+from speechbrain_summarymixing.nnet.streaming import put_rows, reset_rows, state_bytes, take_rows
+
+logger = logging.getLogger(__name__)
+
+CHUNK_MS = 640
+ENDPOINT_MS = 1200  # without a token, after which what was said is final
+LONGEST_SECONDS = 30.0  # without a pause, after which all words but the last are final
+LARGEST = 2**15  # of 16-bit samples
+
+
+@dataclass(frozen=True)
+class StreamedWord:
+    """A word of a stream, with its times.
+
+    Arguments
+    ---------
+    word : str
+    begin, end : float
+        In seconds from the start of the stream, of the frames where its first and last token were
+        found, which is when the model was sure, a little after they were said.
+    confidence : float
+        The lowest probability of one of its tokens.
+    """
+
+    word: str
+    begin: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is known of a part of a stream between two pauses.
+
+    Arguments
+    ---------
+    final : bool
+        True: it does not change any more, and what comes is another part. False: it goes on.
+    text : str
+    words : tuple of StreamedWord
+    seconds : float
+        Of audio that was heard so far, from the start of the stream.
+    """
+
+    final: bool
+    text: str
+    words: tuple[StreamedWord, ...]
+    seconds: float
+
+
+class StreamingModel:
+    """A trained recogniser for streams, which come and go and are heard together, in batches.
+
+    Arguments
+    ---------
+    model : EncoderASR or EncoderDecoderASR
+        From `transcribe.load_model`, trained on chunks (`chunk_frames`).
+    chunk_ms : int
+        Sound that is waited for before it is recognised: a multiple of the encoder's frame, 40 ms.
+        With the 7.5 ms that the filterbank looks ahead it is the algorithmic latency.
+    left_ms : int or None
+        Sound before a chunk that the mixers see: a multiple of chunk_ms; None is all of the past.
+    endpoint_ms : int
+        After so long without a token, what was said is final.
+
+    Raises
+    ------
+    UserError
+        If the model cannot be used for streams, or a time cannot be.
+
+    Example
+    -------
+    >>> model = StreamingModel(load_model("pretrained"), chunk_ms=640)  # doctest: +SKIP
+    >>> stream = model.open()  # doctest: +SKIP
+    >>> for samples in microphone:  # doctest: +SKIP
+    ...     for event in stream.accept(samples):
+    ...         print(event.text)
+    """
+
+    def __init__(self, model, *, chunk_ms=CHUNK_MS, left_ms=None, endpoint_ms=ENDPOINT_MS):
+        hparams = model.hparams
+        self.sample_rate, self.tokenizer = hparams.sample_rate, model.tokenizer
+        self.device = torch.device(model.device)
+        frame_ms = 1000 * hparams.compute_features.samples / hparams.sample_rate
+        chunk = _count(chunk_ms, frame_ms, "chunk_ms", least=1)
+        left = None if left_ms is None else _count(left_ms, chunk_ms, "left_ms", least=0)
+        self.frame_seconds = frame_ms / 1000
+        self.chunk_ms, self.left_ms = chunk_ms, left_ms
+        self.endpoint_frames = _count(endpoint_ms, 1, "endpoint_ms", least=1) / frame_ms
+        if getattr(hparams, "chunk_frames", None) is None:
+            logger.warning(
+                "The model was not trained on chunks, so as a stream it makes more errors: train "
+                "one with chunk_frames, such as hparams/sumformer_streaming.yaml"
+            )
+        try:
+            self.encoder = SpeechEncoder(
+                hparams.compute_features,
+                hparams.normalize,
+                hparams.front_end,
+                hparams.transformer,
+                DynChunkTrainConfig(chunk, left),
+            ).eval()
+            greedy = getattr(hparams, "greedy_search", None)  # of a transducer
+            self.search = (greedy or CTCGreedy(hparams.ctc_lin)).eval()
+            with torch.no_grad():
+                self._start = self._states(1)
+        except ValueError as error:
+            raise UserError(f"the model cannot be used for streams: {error}") from error
+        self._state, self._free, self._streams = self._start, [0], {}
+
+    @property
+    def state_bytes(self):
+        """Returns the memory of one stream's state in bytes, which does not grow with time."""
+        return state_bytes(self._start)
+
+    def open(self):
+        """Returns a new `StreamingRecognizer`."""
+        return StreamingRecognizer(self)
+
+    def advance(self):
+        """Recognises what all streams have accepted, in batches, one chunk of each at a time.
+
+        Returns
+        -------
+        dict
+            From each stream that has something to tell to its list of `Event`.
+        """
+        told = {}
+        while ready := [stream for stream in self._streams.values() if stream._due]:
+            for stream, event in zip(ready, self._hear(ready)):
+                if event is not None:
+                    told.setdefault(stream, []).append(event)
+        return told
+
+    @torch.no_grad()
+    def _hear(self, streams):
+        """Recognises the next chunk of each of some streams; the event of each, or None."""
+        windows, frames, ends = zip(*(stream._due.pop(0) for stream in streams))
+        rows = torch.tensor([stream._row for stream in streams], device=self.device)
+        encoder, search = take_rows(self._state, rows)
+        lengths = torch.tensor(frames, device=self.device)
+        encoded, encoder = self.encoder.step(torch.stack(windows).to(self.device), lengths, encoder)
+        found, search = self.search.step(encoded, search, lengths)
+        ended = torch.tensor(ends, device=self.device)
+        self._state = put_rows(self._state, rows, reset_rows((encoder, search), ended))
+        heard = zip(streams, found, frames, ends)
+        return [stream._take(*news) for stream, *news in heard]
+
+    def _states(self, batch):
+        return self.encoder.initial_state(batch), self.search.start(batch)
+
+    def _row_of(self, stream):
+        """A row of the state for a stream; the rows double where none is free."""
+        if not self._free:
+            rows = len(self._streams)
+            self._free = list(range(rows, 2 * rows))
+            self._state = tree_map(lambda x, y: torch.cat([x, y]), self._state, self._states(rows))
+        row = self._free.pop(0)
+        self._streams[row] = stream
+        return row
+
+    def _release(self, row):
+        begun = torch.zeros(len(self._free) + len(self._streams), dtype=torch.bool)
+        begun[row] = True
+        self._state = reset_rows(self._state, begun.to(self.device))
+        del self._streams[row]
+        self._free.append(row)
+
+
+class StreamingRecognizer:
+    """One stream of speech; from `StreamingModel.open`.
+
+    ``partial`` is what was said since the last pause, which may go on; ``final`` is a list of what
+    was said before, which is never taken back; ``text`` is all of it.
+
+    Example
+    -------
+    >>> with model.open() as stream:  # doctest: +SKIP
+    ...     for piece in samples.split(1600):
+    ...         for event in stream.accept(piece):
+    ...             print("final  " if event.final else "partial", event.text)
+    ...     print(stream.finish()[-1].text)
+    """
+
+    def __init__(self, model):
+        self.model, self._due, self._closed = model, [], False
+        self._windows = model.encoder.windows()
+        self._row = model._row_of(self)
+        self._begin()
+
+    def __enter__(self):
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_):
+        """Closes it."""
+        self.close()
+
+    @property
+    def text(self):
+        """Returns all that was said so far."""
+        return " ".join(part for part in (*self.final, self.partial) if part)
+
+    def put(self, samples):
+        """Takes samples, to be recognised at the next `StreamingModel.advance`.
+
+        Arguments
+        ---------
+        samples : torch.Tensor or numpy.ndarray
+            (N,), any number, of the model's sample rate: floats in [-1, 1] or 16-bit integers.
+
+        Raises
+        ------
+        UserError
+            If they are no samples of one channel, not finite, or the stream is closed. The stream
+            is then as before.
+        """
+        if self._closed:
+            raise UserError("the stream is closed: open another one with StreamingModel.open")
+        self._windows.accept(_samples(samples))
+        self._due.extend((*window, False) for window in self._windows.ready())
+
+    def accept(self, samples):
+        """Takes samples, as `put`, and returns what is new: a list of `Event`."""
+        self.put(samples)
+        return self.model.advance().get(self, [])
+
+    def end(self):
+        """Says that all samples were put; what is left is final after `StreamingModel.advance`."""
+        self._due.extend((*window, False) for window in self._windows.finish())
+        if self._due:
+            self._due[-1] = (*self._due[-1][:2], True)
+
+    def finish(self):
+        """Recognises what is left; the stream then begins anew. Returns a list of `Event`."""
+        self.end()
+        return self.model.advance().get(self, [])
+
+    def reset(self):
+        """Forgets everything that was heard, and begins anew."""
+        self.close()
+        self.__init__(self.model)
+
+    def close(self):
+        """Makes room for another stream."""
+        if not self._closed:
+            self._closed, self._due = True, []
+            self.model._release(self._row)
+
+    def _begin(self):
+        self.final, self.partial = [], ""
+        self._tokens, self._frames, self._first = [], 0, 0  # `Emission`s, and where they begin
+
+    def _take(self, emissions, frames, end):
+        """Goes on by a chunk; returns an `Event` or None."""
+        self._tokens += emissions
+        self._frames += frames
+        known = len(self._tokens)
+        if not end:
+            last = self._tokens[-1].frame if self._tokens else self._first
+            if self._frames - last < self.model.endpoint_frames:
+                known = self._long_ago() if emissions else 0
+                if not known:
+                    return self._event(self._tokens) if emissions else None
+        event = self._event(self._tokens[:known], final=True)
+        self._tokens = self._tokens[known:]
+        self._first = self._frames
+        if end:
+            self._frames = self._first = 0
+        if not event.text:
+            return None
+        self.final.append(event.text)
+        self.partial = self._event(self._tokens).text
+        return event
+
+    def _long_ago(self):
+        """How many tokens are final because there was no pause for long: those before a word."""
+        if (self._frames - self._first) * self.model.frame_seconds < LONGEST_SECONDS:
+            return 0
+        pieces = [self.model.tokenizer.id_to_piece(emission.token) for emission in self._tokens]
+        return max(i for i, piece in enumerate(pieces) if i == 0 or piece.startswith("▁"))
+
+    def _event(self, tokens, final=False):
+        tokenizer, seconds = self.model.tokenizer, self.model.frame_seconds
+        pieces = [tokenizer.id_to_piece(emission.token) for emission in tokens]
+        words = tuple(
+            StreamedWord(
+                word,
+                round(found[0].frame * seconds, 3),
+                round((found[-1].frame + 1) * seconds, 3),
+                round(math.exp(min(emission.log_prob for emission in found)), 4),
+            )
+            for word, found in spelled_words(pieces, tokens)
+        )
+        text = tokenizer.decode_ids([emission.token for emission in tokens])
+        if not final:
+            self.partial = text
+        return Event(final, text, words, round(self._frames * seconds, 3))
+
+
+def _count(value, unit, name, *, least):
+    """How many units a time in milliseconds is."""
+    count = value / unit
+    if count != int(count) or count < least:
+        raise UserError(
+            f"{name} is {value}, but must be a multiple of {unit:g} ms, from {least * unit:g} on"
+        )
+    return int(count)
+
+
+def _samples(samples):
+    """Samples (N,) as floats."""
+    samples = torch.as_tensor(samples).clone()  # its owner may use the memory again
+    if samples.dim() != 1:
+        raise UserError(
+            f"the samples have the shape {tuple(samples.shape)}, but must be those of one channel, "
+            "(N,): average the channels first"
+        )
+    if samples.dtype == torch.int16:
+        return samples.float() / LARGEST
+    if not samples.is_floating_point():
+        raise UserError(
+            f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
+        )
+    if not samples.isfinite().all():
+        raise UserError("the samples are not finite (NaN or infinity): look at their source")
+    return samples.float()
