@@ -22,9 +22,9 @@ def manifest(folder, split="test"):
 def test_audio_of_csv_files_is_opened_once(train, changed_csv, tmp_path, monkeypatch):
     path = changed_csv(tmp_path / "train.csv", lambda rows: None)
     opened = []
-    original = checks.durations
+    original = checks.headers
     monkeypatch.setattr(
-        checks, "durations", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
+        checks, "headers", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
     )
     train(train_csv=path, number_of_epochs=1)
     assert len(opened) == 24 + 5 + 6
