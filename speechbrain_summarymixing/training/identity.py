@@ -28,6 +28,7 @@ FREE_SETTINGS = {
     "language",
     "words",
     "fold",
+    "hf_streaming",
     "mini_train_utterances",
     "mini_test_large_utterances",
     "number_of_epochs",
