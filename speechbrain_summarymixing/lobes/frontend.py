@@ -96,6 +96,8 @@ class KaldiFbank(torch.nn.Module):
 
     def __init__(self, n_mels=80, sample_rate=16000, low_freq=20.0, high_freq=-400.0, stride=4):
         super().__init__()
+        self.sample_rate, self.n_mels = sample_rate, n_mels
+        self.low_freq, self.high_freq = low_freq, high_freq
         self.window_samples = sample_rate // 40  # rounded down, as Kaldi does
         self.hop_samples = sample_rate // 100
         self.fft_samples = 2 ** (self.window_samples - 1).bit_length()
