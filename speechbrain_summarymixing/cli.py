@@ -37,6 +37,7 @@ def main(argv=None):
     _add_train(commands)
     _add_flatten(commands)
     _add_convert(commands)
+    _add_export(commands)
     _add_shard(commands)
     _add_join(commands)
     add_benchmark(commands)
@@ -213,6 +214,41 @@ def _convert(arguments):
     _, _, options = parse_arguments([system, *arguments.options])
     count = convert(arguments.checkpoint, system, arguments.file, options)
     print(f"{arguments.file}: {count:,} parameters")
+    return 0
+
+
+def _add_export(commands):
+    parser = commands.add_parser(
+        "export",
+        help="write a trained recogniser as ONNX",
+        description="Writes encoder and CTC head of a recogniser as ONNX graphs, which sherpa-onnx "
+        "runs as they are: FOLDER/model.onnx, tokens.txt, config.json; with --chunk-ms those of "
+        "its streams too, in FOLDER/streaming. Each graph is compared with torch first.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of an exported model")
+    parser.add_argument("folder", metavar="FOLDER", help="made anew")
+    parser.add_argument("--format", choices=["onnx"], default="onnx")
+    parser.add_argument(
+        "--chunk-ms", type=int, metavar="N", help="sound that a stream waits for, as 640"
+    )
+    parser.add_argument(
+        "--left-ms", type=int, metavar="N", help="of the past that a stream sees (default: all)"
+    )
+    parser.add_argument("--int8", action="store_true", help="a graph of 8-bit products too")
+    parser.add_argument("--fp16", action="store_true", help="a graph of 16-bit floats too")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments):
+    if arguments.left_ms is not None and arguments.chunk_ms is None:
+        raise UserError("--left-ms is of a stream: give --chunk-ms too")
+    from speechbrain_summarymixing.inference.onnx import export_onnx
+    from speechbrain_summarymixing.inference.transcribe import load_model
+
+    options = {name: getattr(arguments, name) for name in ("chunk_ms", "left_ms", "int8", "fp16")}
+    model = load_model(arguments.model, "cpu")
+    for path, difference in export_onnx(model, arguments.folder, **options).items():
+        print(f"{path}: differs from torch by {difference:.1e} at most")
     return 0
 
 
