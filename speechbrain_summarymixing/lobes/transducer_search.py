@@ -60,7 +60,7 @@ class TransducerSearch(nn.Module):
     """What `TransducerGreedy` and `TransducerBeam` share: streams that come in chunks.
 
     ``start`` makes the state of several streams, ``step`` hears a chunk, ``rest`` tells what is
-    not told yet, and ``reset`` starts some of the streams anew. Calling it decodes whole utterances.
+    not told yet, and ``reset`` starts some of the streams anew. A call decodes whole utterances.
 
     Arguments
     ---------

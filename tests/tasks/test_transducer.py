@@ -33,6 +33,7 @@ BY_HEART = {
     "frequency_drops": 0,
     "number_of_epochs": 5,
     "ctc_epochs": 3,
+    "test_beam_size": 16,
     "max_symbols": 15,  # what is known by heart may be said at one frame
     "averaged_checkpoints": 1,
 }
