@@ -41,6 +41,7 @@ FREE_SETTINGS = {
     "ctc_weight_decode",
     "temperature",
     "max_decode_ratio",
+    "max_symbols",
     "lm_folder",
     "lm_weight",
     "lm_temperature",
