@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from speechbrain_summarymixing.audio import LOUDEST
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.batches import has_speech
 from speechbrain_summarymixing.inference.confidence import spelled_words
 from speechbrain_summarymixing.lobes.ctc_search import CTCGreedy
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
@@ -22,6 +23,7 @@ CHUNK_MS = 640
 ENDPOINT_MS = 1200  # without a token, after which what was said is final
 LONGEST_SECONDS = 30.0  # without a pause, after which all words but the last are final
 LARGEST = 2**15  # of 16-bit samples
+SOUND_SECONDS = 0.5  # before a token, in which there is more than silence or steady noise
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ class StreamingModel:
     @torch.no_grad()
     def _hear(self, streams):
         """Recognises the next chunk of each of some streams; the event of each, or None."""
-        windows, frames, ends = zip(*(stream._due.pop(0) for stream in streams))
+        due = [stream._due.pop(0) for stream in streams]
+        windows, frames, ends = zip(*due)
         rows = torch.tensor([stream._row for stream in streams], device=self.device)
         encoder, search = take_rows(self._state, rows)
         lengths = torch.tensor(frames, device=self.device)
@@ -164,8 +167,7 @@ class StreamingModel:
         found, search = self.search.step(encoded, search, lengths)
         ended = torch.tensor(ends, device=self.device)
         self._state = put_rows(self._state, rows, reset_rows((encoder, search), ended))
-        heard = zip(streams, found, frames, ends)
-        return [stream._take(*news) for stream, *news in heard]
+        return [stream._take(*news) for stream, *news in zip(streams, found, due)]
 
     def _states(self, batch):
         return self.encoder.initial_state(batch), self.search.start(batch)
@@ -280,11 +282,14 @@ class StreamingRecognizer:
     def _begin(self):
         self.final, self.partial = [], ""
         self._tokens, self._frames, self._first = [], 0, 0  # `Emission`s, and where they begin
+        self._sound = torch.empty(0)  # of the last chunk, and SOUND_SECONDS before it
 
-    def _take(self, emissions, frames, end):
-        """Goes on by a chunk; returns an `Event` or None."""
+    def _take(self, emissions, heard):
+        """Goes on by a chunk that was heard; returns an `Event` or None."""
+        window, frames, end = heard
+        self._listen(window, frames)
+        emissions = [emission for emission in emissions if self._sounds(emission.frame)]
         self._tokens += emissions
-        self._frames += frames
         known = len(self._tokens)
         if not end:
             last = self._tokens[-1].frame if self._tokens else self._first
@@ -296,12 +301,25 @@ class StreamingRecognizer:
         self._tokens = self._tokens[known:]
         self._first = self._frames
         if end:
-            self._frames = self._first = 0
+            self._frames, self._first, self._sound = 0, 0, torch.empty(0)
         if not event.text:
             return None
         self.final.append(event.text)
         self.partial = self._event(self._tokens).text
         return event
+
+    def _listen(self, window, frames):
+        """Keeps the sound of a chunk's frames."""
+        before, samples = self._windows.before, frames * self._windows.frame_samples
+        kept = self._sound[-round(SOUND_SECONDS * self.model.sample_rate) :]
+        self._sound = torch.cat([kept, window[before : before + samples]])
+        self._frames += frames
+
+    def _sounds(self, frame):
+        """Whether a token at a frame may be said: in silence and steady noise none is."""
+        later = (self._frames - 1 - frame) * self._windows.frame_samples
+        end, rate = self._sound.numel() - later, self.model.sample_rate
+        return has_speech(self._sound[max(0, end - round(SOUND_SECONDS * rate)) : end], rate)
 
     def _long_ago(self):
         """How many tokens are final because there was no pause for long: those before a word."""
