@@ -50,6 +50,8 @@ class StreamedWord:
 class Event:
     """What is known of a part of a stream between two pauses.
 
+    In silence and steady noise nothing is said, as in whole files.
+
     Arguments
     ---------
     final : bool
@@ -317,9 +319,13 @@ class StreamingRecognizer:
 
     def _sounds(self, frame):
         """Whether a token at a frame may be said: in silence and steady noise none is."""
-        later = (self._frames - 1 - frame) * self._windows.frame_samples
-        end, rate = self._sound.numel() - later, self.model.sample_rate
-        return has_speech(self._sound[max(0, end - round(SOUND_SECONDS * rate)) : end], rate)
+        later, rate = (
+            (self._frames - 1 - frame) * self._windows.frame_samples,
+            self.model.sample_rate,
+        )
+        samples = round(SOUND_SECONDS * rate)
+        start = max(0, self._sound.numel() - later - samples)
+        return has_speech(self._sound[start : start + samples], rate)
 
     def _long_ago(self):
         """How many tokens are final because there was no pause for long: those before a word."""

@@ -9,7 +9,6 @@ from torch import nn
 
 from speechbrain_summarymixing.lobes.streaming import SampleWindows, SpeechEncoder
 
-
 CTC_SEARCH = """
 greedy_search: !new:speechbrain_summarymixing.lobes.ctc_search.CTCGreedy
     ctc_lin: !ref <ctc_lin>
