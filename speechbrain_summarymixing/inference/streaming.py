@@ -319,12 +319,10 @@ class StreamingRecognizer:
 
     def _sounds(self, frame):
         """Whether a token at a frame may be said: in silence and steady noise none is."""
-        later, rate = (
-            (self._frames - 1 - frame) * self._windows.frame_samples,
-            self.model.sample_rate,
-        )
+        later, rate = self._frames - 1 - frame, self.model.sample_rate
+        end = self._sound.numel() - later * self._windows.frame_samples
         samples = round(SOUND_SECONDS * rate)
-        start = max(0, self._sound.numel() - later - samples)
+        start = max(0, end - samples)
         return has_speech(self._sound[start : start + samples], rate)
 
     def _long_ago(self):
