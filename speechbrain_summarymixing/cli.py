@@ -12,8 +12,12 @@ from dataclasses import asdict
 from speechbrain_summarymixing import __version__
 from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare
 from speechbrain_summarymixing.errors import UserError
-
-ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+from speechbrain_summarymixing.inference.stream_commands import (
+    add_stream,
+    check_stream,
+    line_of,
+    transcribe_streams,
+)
 
 
 def main(argv=None):
@@ -75,7 +79,12 @@ def _add_answering(commands, name, help_line, answer):
         f"error on stderr, the others their {answer}, and the exit status is 1.",
     )
     parser.add_argument("model", help="folder of an exported model, or its name on the hub")
-    parser.add_argument("files", nargs="+", metavar="file", help="wav, flac, mp3, ogg, sph")
+    parser.add_argument(
+        "files",
+        nargs="*" if name == "transcribe" else "+",  # or a microphone
+        metavar="file",
+        help="wav, flac, mp3, ogg, sph",
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object for each file")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument(
@@ -91,11 +100,16 @@ def _add_answering(commands, name, help_line, answer):
             help="cut longer files in their pauses into segments of so many seconds at most, each "
             "decoded by itself (default: as long as the model was trained on, or 20)",
         )
+        add_stream(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)
 
 
 def _answer(arguments):
+    if arguments.command == "transcribe":
+        check_stream(arguments)
+        if arguments.stream:
+            return transcribe_streams(arguments)
     given = vars(arguments)
     options = {
         name: given[name]
@@ -137,9 +151,7 @@ def _print(result, arguments):
         content = {k: v for k, v in asdict(result).items() if v is not None}
         print(json.dumps(content, ensure_ascii=False), flush=True)
     elif result.error is None:
-        many = len(arguments.files) > 1
-        name = result.file.translate(ESCAPED)  # a line for each file, whatever it is called
-        print(f"{name}\t{result.line()}" if many else result.line(), flush=True)
+        print(line_of(result.file, result.line(), arguments), flush=True)
 
 
 def _add_train(commands):
