@@ -183,7 +183,7 @@ def _add_benchmark_streaming(subjects):
         "--budget",
         type=float,
         default=120.0,
-        help="seconds of computing in which a system hears; its state then is that of longer "
+        help="seconds of CPU time in which a system hears; its state then is that of longer "
         "lengths too, and heard_s tells what it has heard (default: 120)",
     )
     streaming.add_argument("--threads", type=int, help="of torch (default: its own)")

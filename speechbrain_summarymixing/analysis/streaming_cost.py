@@ -201,7 +201,7 @@ def streaming_cost(systems, *, seconds=SECONDS, repetitions=100, budget=120.0):
     repetitions : int
         Timed chunks of each point; the points of all systems take turns.
     budget : float
-        Seconds of computing in which a system hears; then the state that it has is taken for
+        Seconds of CPU time in which a system hears; then the state that it has is taken for
         longer ones too, and the column ``heard_s`` tells what it has heard. The shortest length is
         always heard.
 
@@ -246,17 +246,17 @@ def hear(system, seconds, *, budget):
     seconds : sequence of float
         Lengths of audio, the shortest first.
     budget : float
-        Seconds of computing; the first length is always heard.
+        Seconds of CPU time; the first length is always heard.
 
     Yields
     ------
     tuple
         For each length: seconds of audio that were heard, the state, resident memory in MB.
     """
-    state, chunks, began = system.start(), 0, time.perf_counter()
+    state, chunks, began = system.start(), 0, time.process_time()
     for length in seconds:
         while chunks * system.chunk_ms < 1000 * length:
-            if length > seconds[0] and time.perf_counter() - began > budget:
+            if length > seconds[0] and time.process_time() - began > budget:
                 break
             state, chunks = system.step(system.random_window(), state), chunks + 1
         yield chunks * system.chunk_ms / 1000, state, resident_mb(system.device)

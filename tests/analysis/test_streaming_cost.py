@@ -167,7 +167,7 @@ def clock(monkeypatch):
         return Clockwork.now - began
 
     monkeypatch.setattr(streaming_cost, "seconds_of", seconds_of)
-    monkeypatch.setattr(streaming_cost.time, "perf_counter", lambda: Clockwork.now)
+    monkeypatch.setattr(streaming_cost.time, "process_time", lambda: Clockwork.now)
 
 
 def test_states_take_turns_there_and_back(clock):
