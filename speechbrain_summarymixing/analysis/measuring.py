@@ -29,6 +29,12 @@ def seconds_of(run, device="cpu"):
     return time.perf_counter() - began
 
 
+def wall_and_cpu_seconds_of(run, device="cpu"):
+    """Returns `seconds_of` and the CPU time of this process, which other work does not lengthen."""
+    before = time.process_time()
+    return seconds_of(run, device), time.process_time() - before
+
+
 def peak_growth_mb(run, device="cpu"):
     """Returns the peak memory of ``run()`` in MB (10^6 bytes).
 

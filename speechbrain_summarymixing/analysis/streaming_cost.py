@@ -14,7 +14,7 @@ from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from speechbrain.nnet.attention import RelPosEncXL
 from torch import nn
 
-from speechbrain_summarymixing.analysis.measuring import resident_mb, seconds_of
+from speechbrain_summarymixing.analysis.measuring import resident_mb, wall_and_cpu_seconds_of
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
@@ -281,9 +281,8 @@ def interleaved(states, repetitions):
         points = list(states.items())
         for key, state in points[:: -1 if repetition % 2 else 1]:
             system, window = key[0], key[0].random_window()
-            before = time.process_time()
-            wall = seconds_of(lambda: system.step(window, state), system.device)  # noqa: B023
-            times[key].append((wall, time.process_time() - before))
+            took = wall_and_cpu_seconds_of(lambda: system.step(window, state), system.device)  # noqa: B023
+            times[key].append(took)
     return {key: tuple(zip(*runs[WARM_UP:])) for key, runs in times.items()}
 
 

@@ -161,12 +161,12 @@ def clock(monkeypatch):
     Clockwork.now, Clockwork.calls = 0.0, []
     Clockwork.drift = (1.01**n for n in itertools.count())
 
-    def seconds_of(step, device):
+    def wall_and_cpu(step, device):
         began = Clockwork.now
         step()
-        return Clockwork.now - began
+        return Clockwork.now - began, 0.5 * (Clockwork.now - began)
 
-    monkeypatch.setattr(streaming_cost, "seconds_of", seconds_of)
+    monkeypatch.setattr(streaming_cost, "wall_and_cpu_seconds_of", wall_and_cpu)
     monkeypatch.setattr(streaming_cost.time, "process_time", lambda: Clockwork.now)
 
 
@@ -198,6 +198,7 @@ def test_the_rows_compare_lengths_and_attention(clock):
     assert {row["state_bytes"] for row in rows} == {4}
     for row in rows:
         assert row["real_time_factor"] == pytest.approx(row["median_ms"] / 100)
+        assert row["cpu_ms"] == pytest.approx(row["median_ms"] / 2)
 
 
 def test_a_budget_ends_what_is_heard_but_for_the_shortest(clock):
