@@ -154,11 +154,20 @@ def first_to_tell(message):
 
 def peak_resident_bytes():
     """Returns the most memory that this process has held at once, in bytes."""
+    return _resident("VmHWM")
+
+
+def resident_bytes():
+    """Returns the memory that this process holds, in bytes; without /proc, as the peak."""
+    return _resident("VmRSS")
+
+
+def _resident(key):
     # Linux hands a process the ru_maxrss of the one that started it, which would hide any growth
-    # below that; VmHWM is its own
+    # below that; what /proc tells is its own
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{key}:"):
                 return 1024 * int(line.split()[1])
     except OSError:
         pass

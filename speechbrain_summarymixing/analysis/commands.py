@@ -14,6 +14,7 @@ def add_benchmark(commands):
     subjects = parser.add_subparsers(dest="subject", required=True)
     _add_benchmark_systems(subjects)
     _add_benchmark_decoding(subjects)
+    _add_benchmark_streaming(subjects)
     cell = subjects.add_parser(
         "cell",
         help="the cell beside its bare matrix products",
@@ -147,6 +148,64 @@ def _benchmark_decoding(arguments):
         beam=arguments.beam,
         repetitions=arguments.repetitions,
         device=arguments.device,
+    )
+    return 0
+
+
+def _add_benchmark_streaming(subjects):
+    streaming = subjects.add_parser(
+        "streaming",
+        help="streams: a chunk's time against audio heard, latency of words, many at once",
+        description="Times chunks of streams that have heard little and much, of all systems in "
+        "turn, from samples to tokens; prints CSV. With --audio and --aligner it measures how late "
+        "words are told, with --streams how many streams are heard in time.",
+    )
+    _add_system_files(streaming)
+    streaming.add_argument("--chunk-ms", type=int, default=640)
+    streaming.add_argument(
+        "--seconds", type=float, nargs="+", default=[10, 60, 600, 3600], help="of audio heard"
+    )
+    streaming.add_argument(
+        "--attention",
+        nargs="+",
+        choices=["RelPosMHAXL", "regularMHA"],
+        default=[],
+        help="SpeechBrain's own Conformer beside the systems, with the widths of the first",
+    )
+    streaming.add_argument(
+        "--left-chunks", type=int, default=32, help="that attention sees (default: 32)"
+    )
+    streaming.add_argument("--streams", type=int, nargs="*", help="default: 1 5 10 20 40")
+    streaming.add_argument("--audio", nargs="+", default=[], metavar="FILE", help="of speech")
+    streaming.add_argument("--aligner", metavar="MODEL", help="with CTC, tells where words end")
+    streaming.add_argument("--repetitions", type=int, default=100, help="timed chunks, or rounds")
+    streaming.add_argument(
+        "--budget",
+        type=float,
+        default=120.0,
+        help="seconds of CPU time in which a system hears; its state then is that of longer "
+        "lengths too, and heard_s tells what it has heard (default: 120)",
+    )
+    streaming.add_argument("--threads", type=int, help="of torch (default: its own)")
+    streaming.add_argument("--csv", metavar="FILE", help="write the table here too")
+    streaming.add_argument("--plot", metavar="FILE.png", help="draw time and state over audio")
+    streaming.set_defaults(run=_benchmark_streaming)
+
+
+def _benchmark_streaming(arguments):
+    from speechbrain_summarymixing.analysis.streaming_table import benchmark_streaming
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    given = vars(arguments)
+    names = ("chunk_ms", "seconds", "attention", "left_chunks", "streams", "audio", "aligner")
+    names += ("repetitions", "budget", "threads", "device")
+    benchmark_streaming(
+        arguments.systems,
+        settings=arguments.set,
+        csv_file=arguments.csv,
+        plot_file=arguments.plot,
+        command=shlex.join(["summarymixing", *arguments.argv]),
+        **{name: given[name] for name in names},
     )
     return 0
 

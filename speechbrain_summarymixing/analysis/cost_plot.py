@@ -28,7 +28,8 @@ def plot_costs(rows, path):
         for axes, (column, label) in zip(line, PANELS):
             for index, name in enumerate(names):
                 points = [r for r in rows if (r["what"], r["system"]) == (kind, name)]
-                _draw(axes, points, column, name, index)
+                band = ("low_s", "high_s") if column == "median_s" else None
+                _draw(axes, points, "seconds", column, name, index, band)
             _dress(axes, sorted({row["seconds"] for row in rows}))
             axes.set(xlabel="audio length, s", ylabel=label, title=f"{kind}: {label.split(',')[0]}")
     handles = grid[0][0].get_legend_handles_labels()
@@ -36,13 +37,42 @@ def plot_costs(rows, path):
     figure.savefig(path, dpi=100, format="png")
 
 
-def _draw(axes, rows, column, name, index):
+def plot_streams(rows, path):
+    """Draws time for a chunk and the state's size over elapsed audio to a PNG file.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Of `streaming_cost`.
+    path : str or Path
+        PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    time, state = figure.subplots(1, 2)
+    rows = [{**row, "state_MB": row["state_bytes"] / 1e6} for row in rows]
+    for index, name in enumerate(dict.fromkeys(row["system"] for row in rows)):
+        points = [row for row in rows if row["system"] == name]
+        _draw(time, points, "elapsed_s", "median_ms", name, index, ("median_ms", "p99_ms"))
+        _draw(state, points, "elapsed_s", "state_MB", name, index)
+    for axes, label in ((time, "time for a chunk, ms"), (state, "state of a stream, MB")):
+        _dress(axes, sorted({row["elapsed_s"] for row in rows}))
+        axes.set(xlabel="audio heard before, s", ylabel=label)
+    time.set_title(
+        f"chunks of {rows[0]['chunk_ms']} ms: median, up to 99th percentile", fontsize=10
+    )
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=100, format="png")
+
+
+def _draw(axes, rows, across, column, name, index, band=None):
     rows = [row for row in rows if row[column] is not None and row[column] > 0]
-    x, y = [row["seconds"] for row in rows], [row[column] for row in rows]
+    x, y = [row[across] for row in rows], [row[column] for row in rows]
     style = {"color": f"C{index % 10}", "marker": "os^Dv<>pP*X"[index % 11], "markersize": 4}
     axes.plot(x, y, label=name, **style)
-    if column == "median_s":
-        low, high = [row["low_s"] for row in rows], [row["high_s"] for row in rows]
+    if band is not None:
+        low, high = ([row[key] for row in rows] for key in band)
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2)
 
 

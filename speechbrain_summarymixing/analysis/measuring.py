@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.processes import peak_resident_bytes
+from speechbrain_summarymixing.processes import peak_resident_bytes, resident_bytes
 
 
 def machine(device="cpu"):
@@ -29,6 +29,12 @@ def seconds_of(run, device="cpu"):
     return time.perf_counter() - began
 
 
+def wall_and_cpu_seconds_of(run, device="cpu"):
+    """Returns `seconds_of` and the CPU time of this process, which other work does not lengthen."""
+    before = time.process_time()
+    return seconds_of(run, device), time.process_time() - before
+
+
 def peak_growth_mb(run, device="cpu"):
     """Returns the peak memory of ``run()`` in MB (10^6 bytes).
 
@@ -44,6 +50,13 @@ def peak_growth_mb(run, device="cpu"):
     before = peak_resident_bytes()
     run()
     return (peak_resident_bytes() - before) / 1e6
+
+
+def resident_mb(device="cpu"):
+    """Returns the process's resident memory, or on CUDA what torch has allocated, in MB."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e6
+    return resident_bytes() / 1e6
 
 
 def is_out_of_memory(error):

@@ -64,7 +64,7 @@ def benchmark_systems(
     _check_numbers(seconds=seconds, batch=batch, repetitions=repetitions, budget=budget)
     check_device(device)
     if plot_file is not None:
-        _check_folder(plot_file, "--plot")
+        check_folder(plot_file, "--plot")
     systems = load_systems(paths, settings=settings, device=device, precision=precision)
     seconds = sorted(set(seconds))
     results = system_cost(
@@ -81,19 +81,19 @@ def benchmark_systems(
     with contextlib.ExitStack() as stack:
         outputs = [sys.stdout]
         if csv_file is not None:
-            outputs.append(stack.enter_context(_open(csv_file)))
-        rows = _write(results, header, outputs, points)
+            outputs.append(stack.enter_context(open_csv(csv_file)))
+        rows = write_rows(results, COLUMNS, header, outputs, points)
     if plot_file is not None and rows:
         plot_costs(rows, plot_file)
     return rows
 
 
-def _write(results, header, outputs, points):
+def write_rows(results, columns, header, outputs, points):
     """Writes results as they come to open files, and returns the rows among them."""
     rows = []
     with tqdm(results, total=points, unit="point", disable=None) as bar:
         for file in outputs:
-            print(f"# {header}", ",".join(COLUMNS), sep="\n", file=file, flush=True)
+            print(f"# {header}", ",".join(columns), sep="\n", file=file, flush=True)
         for result in bar:
             with bar.external_write_mode():
                 for file in outputs:
@@ -125,7 +125,8 @@ def _check_numbers(*, seconds, batch, repetitions, budget):
         raise UserError(f"--budget is {budget:g}, but must be above 0 seconds: change it")
 
 
-def _check_folder(path, option):
+def check_folder(path, option):
+    """Raises a `UserError` if a file, given by an option, cannot be written."""
     folder = Path(path).parent
     if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(
@@ -134,8 +135,9 @@ def _check_folder(path, option):
         )
 
 
-def _open(path):
-    _check_folder(path, "--csv")
+def open_csv(path):
+    """Returns the file of ``--csv``, open."""
+    check_folder(path, "--csv")
     try:
         return open(path, "w", encoding="utf-8", newline="")
     except OSError as error:

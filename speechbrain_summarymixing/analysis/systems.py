@@ -40,7 +40,7 @@ class System:
         self.path, self.name, self.device = str(path), name or Path(path).stem, device
         self.precision = precision
         self.settings = list(settings)
-        hparams = _load(path, parse_settings(settings))
+        self.hparams = hparams = _load(path, parse_settings(settings))
         self.transformer = hparams["transformer"].to(device)
         self.searcher = hparams.get("test_search")
         self.input_size = int(hparams["front_end_output"])

@@ -85,9 +85,30 @@ def token_confidences(tokens, log_probs, *, blank):
     """
     if log_probs.dim() == 1:
         return log_probs.exp().tolist()
+    spans = token_spans(tokens, log_probs, blank=blank)
+    return [span.score for span in spans] if spans else [0.0] * len(tokens)
+
+
+def token_spans(tokens, log_probs, *, blank):
+    """Returns where CTC aligns each token, or nothing if they are more than the frames.
+
+    Arguments
+    ---------
+    tokens : list of int
+        Without blank.
+    log_probs : torch.Tensor
+        (T, V), of CTC.
+    blank : int
+        CTC's.
+
+    Returns
+    -------
+    list of torchaudio.functional.TokenSpan
+        With ``start`` and ``end`` in frames, and ``score``, the mean probability.
+    """
     repeated = sum(a == b for a, b in zip(tokens, tokens[1:]))  # a blank stands between
     if not tokens or len(tokens) + repeated > log_probs.size(0):
-        return [0.0] * len(tokens)
+        return []
     targets = torch.tensor([tokens], device=log_probs.device)
     aligned, scores = forced_align(log_probs.unsqueeze(0).float(), targets, blank=blank)
-    return [span.score for span in merge_tokens(aligned[0], scores[0].exp(), blank=blank)]
+    return merge_tokens(aligned[0], scores[0].exp(), blank=blank)
