@@ -10,15 +10,21 @@ from functools import partial
 import pytest
 import torch
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
-from tiny import ROOT
+from tiny import ROOT, task_of
 
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
+from speechbrain_summarymixing.lobes.transducer import (
+    LSTMPredictor,
+    StatelessPredictor,
+    TransducerHead,
+    transducer_loss,
+)
+from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
 from speechbrain_summarymixing.nnet.fastformer import Fastformer
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
-from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.training import experiment
 
 pytestmark = [
@@ -137,6 +143,26 @@ def test_no_forward_pass_waits_for_the_host(kind):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("predictor", [StatelessPredictor, LSTMPredictor])
+def test_a_transducer_learns_and_finds_what_it_does_on_the_cpu(predictor):
+    head = TransducerHead(
+        9, predictor=partial(predictor, width=16), encoder_width=D, joint_width=16
+    ).eval()
+    encoded, tokens = 5 * torch.randn(3, T, D), torch.randint(1, 9, (3, 7))
+    found = []
+    for device in ("cpu", GPU):
+        head = copy.deepcopy(head).to(device)
+        x, y = encoded.to(device), tokens.to(device)
+        lengths, said = torch.tensor([[1.0, 0.5, 0.02], [1.0, 0.0, 3 / 7]], device=device)
+        loss = transducer_loss(head(x, y), y, lengths, said)
+        gradients = torch.autograd.grad(loss, list(head.parameters()))
+        greedy = TransducerGreedy(head, max_symbols=2)(x, lengths)
+        beam = TransducerBeam(head, beam_size=4, max_symbols=2)(x, lengths)
+        found.append((loss.cpu(), [g.cpu() for g in gradients], greedy[:2], beam[:1]))
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-3, atol=1e-3)
+    assert found[0][2:] == found[1][2:] and any(found[0][2][0])
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_stream_is_the_whole(kind):
     model = make_encoder(kind).double().to(GPU)
@@ -153,11 +179,14 @@ def on_gpu(arguments):
     return [f"--device={GPU}" if a.startswith("--device=") else a for a in arguments]
 
 
+@pytest.mark.parametrize("system", ["sumformer", "sumformer_transducer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_training_exports_a_model_that_says_the_same_on_the_cpu(
-    command, noises, precision, tmp_path
+    command, noises, precision, system, tmp_path
 ):
-    experiment.run(on_gpu(command(tmp_path / "out", precision=precision)), ASR)
+    yaml = f"hparams/{system}.yaml"
+    arguments = command(tmp_path / "out", yaml=yaml, precision=precision)
+    experiment.run(on_gpu(arguments), task_of(yaml))
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["device"].startswith(GPU) and results["optimizer_steps"] > 0
     files = sorted(noises.glob("*.wav"))[:4] or sorted(noises.rglob("*.flac"))[:4]

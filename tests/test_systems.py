@@ -117,5 +117,5 @@ def test_what_a_part_alone_does_not_use_stands_once_in_a_flat_file(tmp_path):
     system.write_text(include + "layer: !ref <part[width]> * 5\n")
     assert flatten(system) == "output_folder: x\nwidth: 3\nlayer: !ref <width> * 5\n"
     system.write_text(include + "layer: 5\nmore: !ref <part[layer]>\n")
-    with pytest.raises(UserError, match="layer is 'layer: 5' here and 'layer: !ref <width>|a part"):
+    with pytest.raises(UserError, match="layer is 'layer: .*' here and 'layer: .*' in a part"):
         flatten(system)

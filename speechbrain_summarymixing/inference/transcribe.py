@@ -214,7 +214,12 @@ def _decode(model, wavs, lengths, *, with_ctc=False):
         hypotheses, _, log_probs, _ = model.mods.decoder(encoded, lengths)
         hypotheses = [[int(token) for token in hypothesis] for hypothesis in hypotheses]
         if isinstance(model.mods.decoder, TransducerSearch):
-            return hypotheses, list(map(torch.tensor, log_probs))
+            found = [
+                [(token, value) for token, value in zip(*row) if token not in CONTROLS]
+                for row in zip(hypotheses, log_probs)
+            ]
+            tokens = [[token for token, _ in row] for row in found]
+            return tokens, [torch.tensor([value for _, value in row]) for row in found]
         if not with_ctc:
             return hypotheses, [None] * len(hypotheses)
         log_probs = model.hparams.ctc_lin(encoded).log_softmax(-1)
