@@ -79,11 +79,8 @@ def _add_answering(commands, name, help_line, answer):
         f"error on stderr, the others their {answer}, and the exit status is 1.",
     )
     parser.add_argument("model", help="folder of an exported model, or its name on the hub")
-    parser.add_argument(
-        "files",
-        nargs="*" if name == "transcribe" else "+",  # or a microphone
-        metavar="file",
-        help="wav, flac, mp3, ogg, sph",
+    files = parser.add_argument(
+        "files", nargs="+", default=[], metavar="file", help="wav, flac, mp3, ogg, sph"
     )
     parser.add_argument("--json", action="store_true", help="a JSON object for each file")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
@@ -100,7 +97,7 @@ def _add_answering(commands, name, help_line, answer):
             help="cut longer files in their pauses into segments of so many seconds at most, each "
             "decoded by itself (default: as long as the model was trained on, or 20)",
         )
-        add_stream(parser)
+        add_stream(parser, files)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)
 

@@ -12,7 +12,12 @@ import torch
 from speechbrain_summarymixing.inference.language_model import language_model_yaml
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.sources import load_strictly as load_strictly  # for YAML
-from speechbrain_summarymixing.inference.streaming_asr import CTC_SEARCH, STREAMING_ASR, USAGE
+from speechbrain_summarymixing.inference.streaming_asr import (
+    CTC_SEARCH,
+    STREAMING_ASR,
+    USAGE,
+    can_stream,
+)
 from speechbrain_summarymixing.lobes.mixers import mixer_name
 
 
@@ -332,9 +337,9 @@ def inference_yaml(
 
 
 def _streams(hparams, interface):
-    """Whether SpeechBrain's `StreamingASR` is to load it."""
+    """Whether SpeechBrain's `StreamingASR` is to load it: trained on chunks, without attention."""
     trained = getattr(hparams, "chunk_frames", None) is not None
-    return trained and interface.streaming_yaml is not None
+    return trained and interface.streaming_yaml is not None and can_stream(hparams)
 
 
 def _flat(tree):

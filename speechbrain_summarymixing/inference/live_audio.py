@@ -4,6 +4,7 @@ import logging
 import queue
 import signal
 import sys
+from contextlib import contextmanager
 
 import numpy
 
@@ -34,12 +35,11 @@ def standard_input():
             "arecord -t raw -f S16_LE -r 16000 | summarymixing transcribe --stream MODEL -"
         )
     half = b""
-    for data in _until_interrupted(lambda: sys.stdin.buffer.read1(BYTES)):
+    for data in _read():
         data = half + data
         whole = len(data) // 2 * 2
         half = data[whole:]
-        if whole:
-            yield numpy.frombuffer(data[:whole], "<i2")
+        yield numpy.frombuffer(data[:whole], "<i2")
     if half:
         logger.warning("standard input ends with half a 16-bit sample, which is left out")
 
@@ -82,51 +82,62 @@ def microphone(device, sample_rate):
             logger.warning("microphone: %s: the machine is too slow, words may be lost", status)
         heard.put(bytes(data))
 
-    try:
-        stream = sounddevice.RawInputStream(
-            samplerate=sample_rate,
-            blocksize=sample_rate * PIECE_MS // 1000,
-            device=int(device) if device is not None and device.isdecimal() else device,
-            channels=1,
-            dtype="int16",
-            callback=hear,
-            finished_callback=lambda: heard.put(b""),
-        )
-        stream.start()
-    except (ValueError, sounddevice.PortAudioError) as error:
-        raise UserError(
-            f"--microphone: {error}: give one of those that python -m sounddevice lists, by its "
-            f"number, which records at {sample_rate} Hz"
-        ) from error
-    with stream:
-        for data in _until_interrupted(heard.get):
-            yield numpy.frombuffer(data, numpy.int16)
+    with _at_interrupt(lambda: heard.put(b"")):
+        try:
+            stream = sounddevice.RawInputStream(
+                samplerate=sample_rate,
+                blocksize=sample_rate * PIECE_MS // 1000,
+                device=int(device) if device is not None and device.isdecimal() else device,
+                channels=1,
+                dtype="int16",
+                callback=hear,
+                finished_callback=lambda: heard.put(b""),  # as when it is pulled out
+            )
+            stream.start()
+        except (ValueError, sounddevice.PortAudioError) as error:
+            raise UserError(
+                f"--microphone: {error}: give one of those that python -m sounddevice lists, by "
+                f"its number, which records at {sample_rate} Hz"
+            ) from error
+        print("listening: Ctrl-C ends", file=sys.stderr, flush=True)
+        with stream:
+            while data := heard.get():
+                yield numpy.frombuffer(data, numpy.int16)
 
 
-def _until_interrupted(read):
-    """Yields what ``read`` returns until it returns nothing, or Ctrl-C is pressed.
+def _read():
+    """Yields bytes of standard input as they come; Ctrl-C ends it."""
+    ended = waits = False
 
-    That ends what waits for sound, and never interrupts what is done with it.
-    """
-    waits = stopped = False
-
-    def stop(*_):
-        nonlocal stopped
-        stopped = True
-        if waits:
+    def end():
+        nonlocal ended
+        ended = True
+        if waits:  # and never while others work with what was read
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        while not stopped:
-            waits = True
-            data = read()
-            waits = False
+    with _at_interrupt(end):
+        while not ended:
+            try:
+                waits = True
+                data = sys.stdin.buffer.read1(BYTES)
+                waits = False
+            except KeyboardInterrupt:
+                return
             if not data:
                 return
             yield data
-    except KeyboardInterrupt:
-        if not stopped:
-            raise
+
+
+@contextmanager
+def _at_interrupt(do):
+    """A context in which the first Ctrl-C calls ``do``; the next interrupts as ever."""
+
+    def handle(*_):
+        signal.signal(signal.SIGINT, before)
+        do()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

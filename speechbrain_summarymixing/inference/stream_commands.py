@@ -3,6 +3,7 @@
 It imports what it needs when it runs, since torch takes seconds.
 """
 
+import argparse
 import json
 import logging
 import shutil
@@ -19,8 +20,20 @@ OF_STREAMS = ("chunk_ms", "left_ms", "endpoint_ms", "microphone")
 OF_WHOLE_FILES = ("batch_seconds", "segment_seconds")
 
 
-def add_stream(parser):
-    """Adds the options of streams to those of ``transcribe``."""
+def add_stream(parser, files):
+    """Adds the options of streams to those of ``transcribe``.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+    files : argparse.Action
+        The argument that a microphone can do without.
+    """
+
+    class Microphone(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):
+            namespace.microphone, files.required = values, False
+
     options = parser.add_argument_group(
         "streams",
         "Words while the sound goes on: each part between two pauses is a line, with its begin and "
@@ -49,6 +62,7 @@ def add_stream(parser):
     )
     options.add_argument(
         "--microphone",
+        action=Microphone,
         nargs="?",
         const="",
         metavar="DEVICE",
@@ -90,8 +104,6 @@ def check_stream(arguments):
             f"--microphone is given, and so is {files[0]}: give one or the other, and the "
             "microphone's DEVICE right after --microphone"
         )
-    if arguments.microphone is None and not files:
-        raise UserError("no file is given: give files after MODEL, or --stream and --microphone")
     if STDIN in files and len(files) > 1:
         raise UserError("- is given beside other files: give it alone")
 
@@ -188,7 +200,7 @@ class _Printer:
         if not text:
             self._warn(f"warning: {self.file}: no words")
         if self.arguments.json:
-            self._json(text=text, seconds=round(seconds, 3))
+            self._json(text=text, seconds=seconds)
         else:
             self._line(text)
 
@@ -214,10 +226,12 @@ class _Printer:
             self.partial = ""
 
 
-def _tail(text, width):
+def _tail(text, columns):
     """The end of a text that fits in so many columns."""
-    for index in range(len(text) - 1, -1, -1):
-        width -= 2 if unicodedata.east_asian_width(text[index]) in "WF" else 1
-        if width < 0:
-            return "…" + text[index + 2 :]
-    return text
+    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
+    if sum(widths) <= columns:
+        return text
+    start = 0
+    while sum(widths[start:]) >= columns:
+        start += 1
+    return "…" + text[start:]

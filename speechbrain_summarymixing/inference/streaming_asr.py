@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from speechbrain.utils.filter_analysis import FilterProperties
 from torch import nn
 
@@ -49,6 +50,23 @@ As a stream, by SpeechBrain (chunks of 640 ms), or `summarymixing transcribe --s
     model = StreamingASR.from_hparams(source="path/to/this/folder", hparams_file="streaming.yaml")
     chunks = DynChunkTrainConfig(16)
     print(model.transcribe_file("speech.wav", chunks, use_torchaudio_streaming=False))"""
+
+
+def can_stream(hparams):
+    """Whether every part of a model can go on where it ended.
+
+    Arguments
+    ---------
+    hparams : namespace
+        With compute_features, normalize, front_end and transformer.
+    """
+    names = "compute_features", "normalize", "front_end", "transformer"
+    parts = [getattr(hparams, name) for name in names]
+    try:
+        SpeechEncoder(*parts, DynChunkTrainConfig(1)).initial_state(1)
+    except ValueError:
+        return False
+    return True
 
 
 class StreamingSamples:

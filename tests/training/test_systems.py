@@ -33,6 +33,8 @@ def test_system(yaml, command, noises, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["optimizer_steps"] >= 2
     model = load_model(tmp_path / "pretrained", "cpu")
+    chunks = hasattr(model.hparams, "chunk_frames") and "attention" not in yaml.stem
+    assert (tmp_path / "pretrained" / "streaming.yaml").exists() == chunks
     with open(noises / "test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     said = [t.text.split() for t in transcribe(model, [row["wav"] for row in rows])]
