@@ -181,9 +181,7 @@ def _serve(arguments):
 
     try:
         from speechbrain_summarymixing.inference import server
-    except ModuleNotFoundError as error:
-        if error.name != "websockets":
-            raise
+    except ImportError as error:
         raise UserError(
             "serve needs websockets, which is not installed: "
             'pip install "speechbrain-summarymixing[serve]"'

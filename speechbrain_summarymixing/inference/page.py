@@ -33,7 +33,7 @@ class Door:
 
     def __init__(self, host, origins):
         self.host, self.origins = host.lower(), set(map(_origin, origins))
-        self.page = resources.files(__package__).joinpath("server.html").read_text("utf-8")
+        self.page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
 
     def __call__(self, connection, request):
         """Returns the page or an error, or None where a websocket may follow."""
