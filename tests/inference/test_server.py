@@ -274,11 +274,20 @@ def test_silence_and_no_data_close_a_client(sends):
 
 def test_words_keep_a_client():
     async def main():
+        closed = []
+
+        async def wait(websocket, name):
+            assert (await answers(websocket))[1] == 1008
+            closed.append(name)
+
         async with serving(Echo(), max_silence_seconds=1.0) as client, client() as speaker:
             await ready(speaker)
-            for _ in range(8):
+            await asyncio.sleep(0.3)
+            async with client() as quiet:
+                await ready(quiet)
+                await asyncio.sleep(0.3)
                 await speaker.send(bytes(2))
-                assert json.loads(await speaker.recv())["type"] == "final"
-                await asyncio.sleep(0.25)
+                await asyncio.gather(wait(quiet, "quiet"), wait(speaker, "speaker"))
+        assert closed == ["quiet", "speaker"]
 
     asyncio.run(main())

@@ -8,9 +8,10 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -131,26 +132,32 @@ def test_without_websockets_it_tells_what_to_install(monkeypatch, capsys):
     assert "[serve]" in capsys.readouterr().err
 
 
-COMMAND = [sys.executable, "-m", "speechbrain_summarymixing.cli", "serve", str(EXAMPLE)]
-COMMAND += ["--port=0", "--device=cpu"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_warns_of_other_hosts_and_ends_at_a_signal(number, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ended = threading.Event()
 
+    async def client():
+        while not ended.is_set():
+            with contextlib.suppress(ConnectionRefusedError):
+                async with connect(f"ws://127.0.0.1:{port}/") as websocket:
+                    await ready(websocket)
+                    os.kill(os.getpid(), number)
+                    return await answers(websocket)
+            await asyncio.sleep(0.05)
 
-def test_the_command_warns_of_other_hosts_and_ends_at_a_signal():
-    process = subprocess.Popen(
-        [*COMMAND, "--host=0.0.0.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    port = int(re.search(r":(\d+)/", process.stdout.readline()).group(1))
-
-    async def main():
-        async with connect(f"ws://127.0.0.1:{port}/") as websocket:
-            await ready(websocket)
-            process.send_signal(signal.SIGTERM)
-            assert await answers(websocket) == ([], 1001)
-
-    asyncio.run(main())
-    _, told = process.communicate()
-    assert process.returncode == 0 and "Traceback" not in told
-    assert "--host is 0.0.0.0" in told and "password" in told
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(asyncio.run, client())
+        try:
+            options = ["--host=0.0.0.0", f"--port={port}", "--device=cpu"]
+            assert cli.main(["serve", str(EXAMPLE), *options]) == 0
+        finally:
+            ended.set()
+        assert found.result() == ([], 1001)
+    out, err = capsys.readouterr()
+    assert out == f"listening at http://0.0.0.0:{port}/ (Ctrl-C stops)\n"
+    assert "--host is 0.0.0.0" in err and "password" in err
 
 
 @pytest.fixture
@@ -196,13 +203,13 @@ async def tab(chromium, folder, url, *options):
     process = await asyncio.create_subprocess_exec(
         chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
         "--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={folder}",
-        *options, url, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
+        *options, url, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
+    told = folder / "DevToolsActivePort"
     try:
-        while b"DevTools listening on" not in (line := await process.stderr.readline()):
-            assert line, "the browser has ended"
-        drain = asyncio.create_task(process.stderr.read())
-        port = re.search(rb":(\d+)/", line).group(1).decode()
+        while not (told.is_file() and (port := told.read_text().partition("\n")[0])):
+            assert process.returncode is None, "the browser has ended"
+            await asyncio.sleep(0.1)
 
         def pages():
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as response:
@@ -215,7 +222,6 @@ async def tab(chromium, folder, url, *options):
             page = Tab(websocket)
             await page.until("document.querySelector('button')?.textContent === 'Record'")
             yield page
-        await drain if process.returncode is not None else drain.cancel()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
