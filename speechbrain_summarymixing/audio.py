@@ -4,9 +4,6 @@ import functools
 import io
 import logging
 import math
-import os
-import re
-import stat
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -15,23 +12,16 @@ import torch
 import torchaudio
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.opening import opened
 
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = {".aif", ".aiff", ".au", ".flac", ".mp3", ".ogg", ".opus", ".sph", ".wav"}
-UNKNOWN_FRAMES = 2**63 - 1  # of libsndfile, for a flac that was written to a pipe
-LOWEST_RATE = 4000  # Hz: at a lower one no speech is left, and resampling makes it long
 MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
 SETTLING = {"MP3": 1.0, "OGG": 1.0}  # s that are decoded before a segment is as in the whole
 LOUDEST = 10.0  # of a sample; full scale is 1, and a lossy file may pass it a little
 CANCELLED = 0.1  # of the power of independent channels: what is left of them is not the speech
 PAUSE = 0.3  # s, of which the quietest is looked for
-# libsndfile's log tells of sizes of samples that are not the file's, of which writers to a pipe
-# write the largest
-WRONG_SIZE = re.compile(r"(?:data|SSND|Data Size) +: (\d+) \(should be (\d+)\)")
-SIZE_OF_A_PIPE = 2**31 - 2**12
-OGG_PAGE = 27 + 255 + 255 * 255  # bytes, at most
-NIST_FRAMES = re.compile(rb"sample_count -i (\d+)")
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ def audio_info(path, *, to_the_end=False):
     UserError
         If the file is missing, empty, no audio or, as far as it is looked for, cut short.
     """
-    with _open(path) as file:
+    with opened(path) as file:
         if to_the_end and file.format == "FLAC":
             try:
                 file.seek(file.frames - 1)
@@ -74,7 +64,7 @@ def audio_info(path, *, to_the_end=False):
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
 
-def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf):
+def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf, channel=None):
     """Reads a file, or a segment of it, as mono at a rate.
 
     Arguments
@@ -89,6 +79,8 @@ def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf
     start, stop : float
         Where the segment begins and ends, in seconds of the file, whose end it does not pass. What
         lies outside is not decoded.
+    channel : int or None
+        Which one, from 0 on; None: the mean of all.
 
     Returns
     -------
@@ -99,11 +91,20 @@ def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf
     ------
     UserError
         If the file is missing, empty, cut short (which an mp3 need not tell), no audio, ends
-        before the segment, or holds NaN, infinity or samples far beyond full scale.
+        before the segment, lacks the channel, or holds NaN, infinity or samples far beyond full
+        scale.
     """
     path = source if name is None else name
-    with _open(source, path) as file:
-        samples = _mono(_segment(file, path, start, stop), path)
+    with opened(source, path) as file:
+        samples = _segment(file, path, start, stop)
+        if channel is not None:
+            if not 0 <= channel < file.channels:
+                raise UserError(
+                    f"{path}: has no channel {channel}, but {file.channels}, which are counted "
+                    "from 0: give one of these"
+                )
+            samples = samples[:, channel : channel + 1]
+        samples = _mono(samples, path)
         return _resampled(samples, file.samplerate, sample_rate, path)
 
 
@@ -130,7 +131,7 @@ def read_part(path, sample_rate=16000, *, seconds, place):
     UserError
         As `read_audio`.
     """
-    with _open(path) as file:
+    with opened(path) as file:
         frames = min(file.frames, max(1, round(seconds * file.samplerate)))
         file.seek(int(place * (file.frames - frames)))
         samples = _mono(_read(file, path, frames), path)
@@ -160,7 +161,7 @@ def read_segments(path, sample_rate=16000, *, longest):
     UserError
         As `read_audio`, when it comes to what is bad.
     """
-    with _open(path) as file:
+    with opened(path) as file:
         rate, left = file.samplerate, file.frames
         most, least = round(min(longest * rate, left)), round(min(1.0, longest / 4) * rate)
         held = torch.empty(0)
@@ -296,89 +297,6 @@ def _resampler(rate, sample_rate):
     """
     ratio = Fraction(rate, sample_rate).limit_denominator(1000)
     return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
-
-
-def _open(source, path=None):
-    path = source if path is None else path
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    else:
-        source = os.fsencode(source)  # a name that is not UTF-8 is one
-        _check_file(source, path)
-    try:
-        file = soundfile.SoundFile(source)
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path}: cannot be read as audio ({error.error_string}): "
-            "give wav, flac, mp3, ogg or sph, or convert it"
-        ) from error
-    if (reason := _cut_short(file, source)) is not None:
-        file.close()
-        raise UserError(f"{path}: cut short, {reason}: replace the file")
-    if file.frames == UNKNOWN_FRAMES:
-        file.close()
-        raise UserError(f"{path}: its header does not tell its length: convert it to wav or flac")
-    if file.samplerate < LOWEST_RATE:
-        file.close()
-        raise UserError(
-            f"{path}: its header says {file.samplerate} Hz, but speech has {LOWEST_RATE} Hz or "
-            "more: mend the header, or replace the file"
-        )
-    if not file.seekable():
-        file.close()
-        raise UserError(
-            f"{path}: its encoding, {file.subtype_info}, is read from the beginning alone: convert "
-            "it to wav with 16 bits, or flac"
-        )
-    if file.frames == 0:
-        file.close()
-        raise UserError(f"{path}: holds no sample: leave it out or replace it")
-    return file
-
-
-def _cut_short(file, source):
-    """What is missing at a file's end, as far as its header and libsndfile's log tell."""
-    if file.format == "OGG" and not _ends_in_last_page(_part(source, -OGG_PAGE)):
-        return "its last page is not there or not whole"
-    if file.format == "NIST":
-        promised = NIST_FRAMES.search(_part(source, 1024))
-        if promised is not None and file.frames < int(promised[1]):
-            return f"{file.frames} of the {int(promised[1])} samples that its header promises"
-    for promised, there in (map(int, sizes) for sizes in WRONG_SIZE.findall(file.extra_info)):
-        if there < promised < SIZE_OF_A_PIPE:
-            return f"{there} of the {promised} bytes that its header promises"
-    return None
-
-
-def _part(source, size):
-    """The first bytes of a file, or with a size below 0 the last."""
-    if isinstance(source, io.BytesIO):
-        content = source.getvalue()
-        return content[:size] if size > 0 else content[size:]
-    with open(source, "rb") as file:
-        if size < 0:
-            file.seek(max(0, file.seek(0, io.SEEK_END) + size))
-        return file.read(abs(size))
-
-
-def _ends_in_last_page(content):
-    """Whether the last page of an ogg is whole and says that it is the last (RFC 3533)."""
-    page = content[content.rfind(b"OggS") :]
-    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    return bool(segments) and len(page) >= 27 + len(segments) + sum(segments) and bool(page[5] & 4)
-
-
-def _check_file(source, path):
-    try:
-        mode = os.stat(source).st_mode
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: give the path of an audio file") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}): give another audio file") from error
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device, which has no length"
-        raise UserError(f"{path}: is {what}: give the path of an audio file")
 
 
 _said = set()

@@ -12,8 +12,12 @@ from dataclasses import asdict
 from speechbrain_summarymixing import __version__
 from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare
 from speechbrain_summarymixing.errors import UserError
-
-ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+from speechbrain_summarymixing.inference.stream_commands import (
+    add_stream,
+    check_stream,
+    line_of,
+    transcribe_streams,
+)
 
 
 def main(argv=None):
@@ -38,6 +42,7 @@ def main(argv=None):
     _add_train(commands)
     _add_flatten(commands)
     _add_convert(commands)
+    _add_export(commands)
     _add_shard(commands)
     _add_join(commands)
     add_benchmark(commands)
@@ -75,7 +80,12 @@ def _add_answering(commands, name, help_line, answer):
         f"error on stderr, the others their {answer}, and the exit status is 1.",
     )
     parser.add_argument("model", help="folder of an exported model, or its name on the hub")
-    parser.add_argument("files", nargs="+", metavar="file", help="wav, flac, mp3, ogg, sph")
+    parser.add_argument(
+        "files",
+        nargs="*" if name == "transcribe" else "+",  # or a microphone
+        metavar="file",
+        help="wav, flac, mp3, ogg, sph",
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object for each file")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument(
@@ -91,11 +101,16 @@ def _add_answering(commands, name, help_line, answer):
             help="cut longer files in their pauses into segments of so many seconds at most, each "
             "decoded by itself (default: as long as the model was trained on, or 20)",
         )
+        add_stream(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)
 
 
 def _answer(arguments):
+    if arguments.command == "transcribe":
+        check_stream(arguments)
+        if arguments.stream:
+            return transcribe_streams(arguments)
     given = vars(arguments)
     options = {
         name: given[name]
@@ -137,9 +152,7 @@ def _print(result, arguments):
         content = {k: v for k, v in asdict(result).items() if v is not None}
         print(json.dumps(content, ensure_ascii=False), flush=True)
     elif result.error is None:
-        many = len(arguments.files) > 1
-        name = result.file.translate(ESCAPED)  # a line for each file, whatever it is called
-        print(f"{name}\t{result.line()}" if many else result.line(), flush=True)
+        print(line_of(result.file, result.line(), arguments), flush=True)
 
 
 def _add_serve(commands):
@@ -270,6 +283,41 @@ def _convert(arguments):
     _, _, options = parse_arguments([system, *arguments.options])
     count = convert(arguments.checkpoint, system, arguments.file, options)
     print(f"{arguments.file}: {count:,} parameters")
+    return 0
+
+
+def _add_export(commands):
+    parser = commands.add_parser(
+        "export",
+        help="write a trained recogniser as ONNX",
+        description="Writes encoder and CTC head of a recogniser as ONNX graphs, which sherpa-onnx "
+        "runs as they are: FOLDER/model.onnx, tokens.txt, config.json; with --chunk-ms those of "
+        "its streams too, in FOLDER/streaming. Each graph is compared with torch first.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of an exported model")
+    parser.add_argument("folder", metavar="FOLDER", help="made anew")
+    parser.add_argument("--format", choices=["onnx"], default="onnx")
+    parser.add_argument(
+        "--chunk-ms", type=int, metavar="N", help="sound that a stream waits for, as 640"
+    )
+    parser.add_argument(
+        "--left-ms", type=int, metavar="N", help="of the past that a stream sees (default: all)"
+    )
+    parser.add_argument("--int8", action="store_true", help="a graph of 8-bit products too")
+    parser.add_argument("--fp16", action="store_true", help="a graph of 16-bit floats too")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments):
+    if arguments.left_ms is not None and arguments.chunk_ms is None:
+        raise UserError("--left-ms is of a stream: give --chunk-ms too")
+    from speechbrain_summarymixing.inference.onnx import export_onnx
+    from speechbrain_summarymixing.inference.transcribe import load_model
+
+    options = {name: getattr(arguments, name) for name in ("chunk_ms", "left_ms", "int8", "fp16")}
+    model = load_model(arguments.model, "cpu")
+    for path, difference in export_onnx(model, arguments.folder, **options).items():
+        print(f"{path}: differs from torch by {difference:.1e} at most")
     return 0
 
 

@@ -82,6 +82,19 @@ def test_a_segment_of_another_rate_and_channels(tmp_path):
     torch.testing.assert_close(segment[100:-100], expected[100:-100], rtol=0, atol=1e-3)
 
 
+def test_a_channel_is_read_alone(tmp_path):
+    samples = numpy.random.default_rng(0).normal(0, 0.1, (16000, 3))
+    path = write(tmp_path / "x.flac", samples)
+    whole, _ = soundfile.read(path, dtype="float32")
+    for channel in range(3):
+        part = read_audio(path, start=0.25, stop=0.5, channel=channel)
+        assert part.equal(torch.from_numpy(whole[4000:8000, channel]))
+    assert not read_audio(path).equal(read_audio(path, channel=0))
+    for channel in (3, -1):
+        with pytest.raises(UserError, match=f"x.flac: has no channel {channel}, but 3, which are"):
+            read_audio(path, channel=channel)
+
+
 def test_what_lies_outside_a_segment_is_not_decoded(tmp_path, monkeypatch):
     read = []
     original = soundfile.SoundFile.read

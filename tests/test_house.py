@@ -11,7 +11,7 @@ from speechbrain_summarymixing.corpora.corpus import declared
 PACKAGE = Path(__file__).parents[1] / "speechbrain_summarymixing"
 # from the bottom: a file imports from its own room and from those before it
 FLOORS = "ground nnet lobes corpora inference data training tasks analysis cli __main__".split()
-GROUND = ("__version__", "errors", "files", "audio", "processes", "systems")
+GROUND = ("__version__", "errors", "files", "opening", "audio", "processes", "systems")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

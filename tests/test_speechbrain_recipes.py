@@ -1,5 +1,6 @@
 """SpeechBrain's own recipes with the swap that the README tells: their YAML and their Brain."""
 
+import inspect
 import re
 
 import pytest
@@ -7,8 +8,10 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from tiny import ROOT
 
+from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 
 # the shape of recipes/LibriSpeech/ASR: transformer, CTC and transducer, with small numbers
@@ -146,14 +149,25 @@ modules:
 """
 
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("SpeechBrain's own recipes")[2].partition("\n### ")[0]
+
+
 def swapped(yaml):
     """What the README's section on SpeechBrain's recipes says to change."""
-    text = (ROOT / "README.md").read_text()
-    section = text.partition("SpeechBrain's own recipes")[2].partition("\n### ")[0]
-    lines = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1]
+    lines = re.search(r"```yaml\n(.*?)```", SECTION, re.DOTALL)[1]
     there, mixer = lines.partition("\n")[::2]
     yaml = re.sub(r"Transformer: !new:\S+", re.sub(r"\s+#.*", "", there), yaml)
     return re.sub(r"    attention_type: .*\n", lambda _: mixer, yaml)
+
+
+def test_the_readme_names_what_must_go():
+    theirs, ours = (
+        inspect.signature(kind.__init__).parameters for kind in (TransformerASR, SummaryMixingASR)
+    )
+    gone = theirs.keys() - ours.keys()
+    assert gone == {"attention_type", "max_length"}
+    assert all(f"`{name}`" in SECTION for name in gone)
 
 
 class Brain(sb.Brain):

@@ -13,7 +13,7 @@ from speechbrain_summarymixing.training.config import load_hyperparams
 from speechbrain_summarymixing.training.flatten import flatten
 from speechbrain_summarymixing.training.identity import settings
 
-SMALL = ("sumformer", "AN4/ASR/sumformer", "Barista/direct/sumformer")
+SMALL = ("sumformer", "sumformer_transducer", "AN4/ASR/sumformer", "Barista/direct/sumformer")
 SMALL += ("Google-speech-commands/sumformer",)
 LARGE = sorted(systems.names().keys() - set(SMALL))
 
@@ -108,3 +108,14 @@ def test_a_key_with_two_values_cannot_be_flat(tmp_path):
         "output_folder: x\nwidth: 4\n\npart: !include:part.yaml\n    width: !ref <width>\n"
     )
     assert flatten(system) == "output_folder: x\nwidth: 4\nlayer: !ref <width> * 2\n"
+
+
+def test_what_a_part_alone_does_not_use_stands_once_in_a_flat_file(tmp_path):
+    (tmp_path / "part.yaml").write_text("# A part.\nwidth: 3\nlayer: !ref <width> * 2\n")
+    system = tmp_path / "system.yaml"
+    include = "output_folder: x\npart: !include:part.yaml\n"
+    system.write_text(include + "layer: !ref <part[width]> * 5\n")
+    assert flatten(system) == "output_folder: x\nwidth: 3\nlayer: !ref <width> * 5\n"
+    system.write_text(include + "layer: 5\nmore: !ref <part[layer]>\n")
+    with pytest.raises(UserError, match="layer is 'layer: 5' here and 'layer: !ref <width>|a part"):
+        flatten(system)

@@ -45,7 +45,7 @@ TRANSDUCER = {"num_decoder_layers": 0, "joint_width": 16}
 
 def task_of(yaml):
     """What a system of this project learns."""
-    return TASKS[value_of(ROOT / yaml, "task")]
+    return TASKS[value_of(ROOT / yaml, "task") or ASR.name]
 
 
 def write_csv(path, rows):

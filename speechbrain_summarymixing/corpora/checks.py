@@ -8,7 +8,7 @@ from pathlib import Path
 from speechbrain_summarymixing.corpora.manifest import (
     NEAR,
     SHOWN,
-    durations,
+    headers,
     listed,
     read_manifest,
 )
@@ -53,15 +53,15 @@ def check_manifests(
     wavs = dict.fromkeys(u.wav for rows in manifests.values() for u in rows)
     there = {wav: None for wav in wavs if os.path.isfile(wav)}
     if open_audio:
-        there = durations(there, progress=progress, description="checking audio")
+        there = headers(there, progress=progress, description="checking audio")
     for split, rows in manifests.items():
         for u in rows:
-            whole = there.get(u.wav)
+            audio = there.get(u.wav)
             if u.wav not in there:
                 problem("missing audio files", split, u, u.wav)
-            elif isinstance(whole, str):
-                problem("unreadable audio files", split, u, whole)
-            elif whole is not None and (misfit := _misfit(u, whole)) is not None:
+            elif isinstance(audio, str):
+                problem("unreadable audio files", split, u, audio)
+            elif audio is not None and (misfit := _misfit(u, audio)) is not None:
                 kind, detail = misfit
                 problem(kind, split, u, detail)
             if not (math.isfinite(u.duration) and u.duration > 0):
@@ -92,9 +92,9 @@ def check_manifests(
     return warnings + _shared_speakers(manifests, training_splits)
 
 
-def _misfit(utterance, whole):
-    """The kind and detail of what is wrong in audio of so many seconds, or None."""
-    seconds = utterance.seconds_in(whole)
+def _misfit(utterance, audio):
+    """The kind and detail of what is wrong in audio with this header, or None."""
+    seconds, whole = utterance.seconds_in(audio), audio.seconds
     if isinstance(seconds, str):
         return "segments that are not in their audio", seconds
     if abs(utterance.duration - seconds) > NEAR[0] + NEAR[1] * seconds:

@@ -1,5 +1,6 @@
 """Data sets of Hugging Face's datasets, from its hub or a folder; their audio by our own reader."""
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,15 @@ from speechbrain_summarymixing.files import made_once, placed, write_atomically
 
 AUDIO = "audio"
 TEXTS = ("text", "sentence", "transcription")
-WRITTEN = "written"  # in a folder of audio that is whole
 SPEAKERS = ("speaker_id", "speaker", "client_id")
+UTTERANCES = "utterances.json"  # in a folder of audio that is whole
+AT_ONCE = 100  # utterances in memory, with their audio
 
 
-def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
-    """Makes the manifests of a data set.
+def prepare(data_folder, save_folder, *, splits, streaming=False, workers=None, progress=True):
+    """Makes the manifests of a data set, through which it goes once, until the data set changes.
 
-    Audio that the data set holds itself is written to files once.
+    Audio that the data set holds itself is written to files.
 
     Arguments
     ---------
@@ -31,24 +33,28 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
         As in `Corpus`, and so is what is returned; audio goes to ``<split>-audio``.
     splits : sequence of str
         As the data set names them.
+    streaming : bool
+        Nothing of what ``load_dataset`` takes is kept but the files of audio.
 
     Raises
     ------
     UserError
-        If datasets is not installed, a data set, split or column is missing, or an utterance has no
-        audio.
+        If datasets is not installed, a data set, split or column is missing, an utterance has no
+        audio, or a stream breaks off.
     """
     manifests = {}
     for split in splits:
-        data = _load(str(data_folder), split)
-        columns = _columns(data, f"{data_folder}, {split}")
+        data, version = _load(str(data_folder), split, streaming)
+        where = f"{data_folder}, {split}"
+        source = {"fingerprint": version, "columns": _columns(data, where)}
         name = re.sub(r"[^\w-]+", "-", split).strip("-")  # of files and IDs
         folder = Path(save_folder).absolute() / f"{name}-audio"
-        rows, within = _rows(data, columns, folder, name)
-        source = {"fingerprint": data._fingerprint, "columns": columns}
-        if within:
-            written = partial(_write, data, within, folder, progress)
-            made_once(folder / WRITTEN, source, written)
+        take = partial(_take, data, source["columns"], folder, name, where, progress)
+        made_once(folder / UTTERANCES, source, take)
+        rows = [
+            (key, str(folder / wav) if written else placed(wav), who, said)
+            for key, written, wav, who, said in json.loads((folder / UTTERANCES).read_bytes())
+        ]
         manifests[split] = remade(
             Path(save_folder) / f"{name}.csv",
             [row[1] for row in rows],
@@ -58,9 +64,10 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     return manifests
 
 
-def _load(name, split):
+def _load(name, split, streaming):
+    """A split, and a text that changes with it."""
     try:
-        from datasets import Audio, load_dataset, load_from_disk
+        from datasets import Audio, load_dataset, load_dataset_builder, load_from_disk
     except ImportError as error:
         raise UserError(
             "--corpus huggingface needs datasets, which is not installed: "
@@ -70,28 +77,40 @@ def _load(name, split):
     if saved and split not in saved:
         raise UserError(f"{name}: no split {split}; it holds {', '.join(saved)}: name one of them")
     try:
+        place, configuration, version = name, None, None
+        if not Path(name).is_dir():
+            place, _, configuration = name.partition(":")
         if saved:
             data = load_from_disk(str(Path(name) / split))
-        elif Path(name).is_dir():
-            data = load_dataset(name, split=split)
+        elif streaming:
+            builder = load_dataset_builder(place, configuration or None)
+            data, version = builder.as_streaming_dataset(split), builder.hash
         else:
-            name, _, configuration = name.partition(":")
-            data = load_dataset(name, configuration or None, split=split)
-        # its own decoder needs torchcodec
-        return data.cast_column(AUDIO, Audio(decode=False)) if AUDIO in data.features else data
+            data = load_dataset(place, configuration or None, split=split)
+        if AUDIO in (data.features or {}):  # its own decoder needs torchcodec
+            data = data.cast_column(AUDIO, Audio(decode=False))
+        return data, version or data._fingerprint
     except Exception as error:  # of the hub's client, pyarrow and datasets
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
         raise UserError(
             f"--data_folder {name}: split {split} cannot be loaded by datasets "
-            f"({reason_of(cause)}): give a folder that save_to_disk wrote, or what load_dataset "
+            f"({_cause(error)}): give a folder that save_to_disk wrote, or what load_dataset "
             "takes, as owner/name or owner/name:configuration"
         ) from error
 
 
+def _cause(error):
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason_of(error)
+
+
 def _columns(data, where):
     """Columns of audio, transcript and speaker, which is None where there is none."""
+    if data.features is None:  # of a stream of text files
+        raise UserError(
+            f"{where}: its files do not tell their columns, as those of parquet do: give tables of "
+            "paths as --train_csv, --valid_csv and --test_csv"
+        )
     found = list(data.features)
     text = next((name for name in TEXTS if name in found), None)
     if AUDIO not in found or text is None:
@@ -102,43 +121,57 @@ def _columns(data, where):
     return [AUDIO, text, next((name for name in SPEAKERS if name in found), None)]
 
 
-def _rows(data, columns, folder, name):
-    """(ID, path, speaker, transcript) of each utterance, and which are written, by index."""
+def _take(data, columns, folder, name, where, progress):
+    """Writes the audio that a data set holds, and then a list of its utterances.
+
+    Each is its ID, whether its audio is written, the file's name or the path elsewhere, the speaker
+    and the transcript.
+    """
     import pyarrow.compute
 
+    folder.mkdir(parents=True, exist_ok=True)
     audio, text, speaker = columns
-    rows, within, without = [], {}, []
-    for table in data.select_columns(list(filter(None, columns))).with_format("arrow").iter(1000):
-        paths = pyarrow.compute.struct_field(table[audio], "path").to_pylist()
-        held = pyarrow.compute.struct_field(table[audio], "bytes").is_valid().to_pylist()
-        texts = table[text].to_pylist()
-        speakers = table[speaker].to_pylist() if speaker is not None else [None] * len(texts)
-        for path, is_held, said, who in zip(paths, held, texts, speakers):
-            key = f"{name}-{len(rows):07d}"
-            if is_held:
-                wav = within[len(rows)] = str(folder / f"{key}{Path(path or '').suffix or '.wav'}")
-            elif path is not None:
-                wav = placed(path)
-            else:
-                wav = ""
-                without.append(key)
-            rows.append((key, wav, "" if who is None else str(who), said or ""))
+    rows, without = [], []
+    with tqdm(
+        total=getattr(data, "num_rows", None), desc=name, unit="utt", disable=not progress
+    ) as bar:
+        for table in _tables(data.select_columns(list(filter(None, columns))), where):
+            paths = pyarrow.compute.struct_field(table[audio], "path").to_pylist()
+            contents = pyarrow.compute.struct_field(table[audio], "bytes")
+            texts = table[text].to_pylist()
+            speakers = table[speaker].to_pylist() if speaker is not None else [None] * len(texts)
+            for path, content, said, who in zip(paths, contents, texts, speakers):
+                key, wav = f"{name}-{len(rows):07d}", path
+                if content.is_valid:
+                    wav = f"{key}{Path(path or '').suffix or '.wav'}"
+                    (folder / wav).write_bytes(content.as_py())
+                elif path is None or "://" in path:
+                    without.append(f"{key}: {path or 'nowhere'}")
+                rows.append(
+                    (key, content.is_valid, wav, "" if who is None else str(who), said or "")
+                )
+                bar.update()
     if without or not rows:
         raise UserError(
-            listed(f"{name}: {len(without)} of {len(rows)} utterances have no audio", without)
+            listed(f"{where}: {len(without)} of {len(rows)} utterances have no audio", without)
             + "\nleave these out (filter), or take another split"
         )
-    return rows, within
+    write_atomically(folder / UTTERANCES, json.dumps(rows))
 
 
-def _write(data, within, folder, progress):
-    """Writes the audio that a data set holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = tqdm(data.select_columns([AUDIO]), "writing audio", unit="file", disable=not progress)
-    for index, entry in enumerate(entries):
-        if index in within:
-            Path(within[index]).write_bytes(entry[AUDIO]["bytes"])
-    write_atomically(folder / WRITTEN, f"{len(within)} files\n")
+def _tables(data, where):
+    try:
+        yield from data.with_format("arrow").iter(AT_ONCE)
+    except Exception as error:  # as above, when it is streamed
+        raise UserError(
+            f"{where}: breaks off ({_cause(error)}): run the same command again, which begins it "
+            "anew"
+        ) from error
 
 
-CORPUS = Corpus("huggingface", prepare, ["train"], ["validation"], ["test"])
+CORPUS = Corpus(
+    "huggingface",
+    prepare,
+    *(["train"], ["validation"], ["test"]),
+    {"streaming": "hf_streaming"},
+)

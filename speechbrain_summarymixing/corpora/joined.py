@@ -111,8 +111,7 @@ def _groups(utterances, seconds, pause, drawn):
 def _samples(group, pauses, sample_rate, noise):
     parts = []
     for utterance, gap in zip(group, [*pauses, 0.0]):
-        part = {"start": utterance.start, "stop": utterance.stop}
-        parts.append(read_audio(utterance.wav, sample_rate, **part).numpy())
+        parts.append(read_audio(utterance.wav, sample_rate, **utterance.part).numpy())
         quiet = noise.normal(scale=PAUSE_LEVEL, size=round(gap * sample_rate))
         parts.append(quiet.astype(numpy.float32))
     return numpy.concatenate(parts)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from speechbrain_summarymixing.corpora.corpus import Corpus
-from speechbrain_summarymixing.corpora.manifest import listed, probe, remade, segment_of
+from speechbrain_summarymixing.corpora.manifest import listed, part_of, probe, remade
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import placed, read_lines
 
@@ -28,8 +28,8 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     Raises
     ------
     UserError
-        If a file is missing or has a line that cannot be, audio comes from a command or one of
-        several channels, or the files do not name the same utterances.
+        If a file is missing or has a line that cannot be, audio comes from a command, or the files
+        do not name the same utterances.
     """
     folder = Path(data_folder).absolute()
     manifests = {}
@@ -69,13 +69,13 @@ def _table(path):
 
 
 def _rows(folder, tables):
-    """(ID, path, speaker, transcript, start, stop) of each utterance."""
+    """(ID, path, speaker, transcript, start, stop, channel) of each utterance."""
     recordings, texts, segments, speakers = (
         tables[name] for name in ("wav.scp", "text", "segments", "utt2spk")
     )
     parts = {key: _segment(key, *line) for key, line in segments.items()}
     if not segments:
-        parts = {key: (key, 0.0, math.inf) for key in recordings}
+        parts = {key: (key, 0.0, math.inf, None) for key in recordings}
     lone = [f"{key}: no line in text" for key in sorted(parts.keys() - texts.keys())]
     lone += [
         f"{key}: no line in {'segments' if segments else 'wav.scp'}"
@@ -83,7 +83,7 @@ def _rows(folder, tables):
     ]
     lone += [
         f"{key}: no line in wav.scp for its recording, {recording}"
-        for key, (recording, _, _) in parts.items()
+        for key, (recording, *_) in parts.items()
         if recording not in recordings
     ]
     if lone or not parts:
@@ -91,23 +91,24 @@ def _rows(folder, tables):
             listed(f"{folder}: {len(lone)} of {len(parts)} utterances are not in all files", lone)
             + "\nadd or take out their lines, as utils/fix_data_dir.sh does"
         )
-    used = {recording: recordings[recording] for recording, _, _ in parts.values()}
+    used = {recording: recordings[recording] for recording, *_ in parts.values()}
     wavs = _paths(folder, used)
     return [
-        (key, wavs[recording], speakers.get(key, ("", ""))[1], texts[key][1], start, stop)
-        for key, (recording, start, stop) in parts.items()
+        (key, wavs[recording], speakers.get(key, ("", ""))[1], texts[key][1], *part)
+        for key, (recording, *part) in parts.items()
     ]
 
 
 def _segment(key, where, text):
     fields = text.split()
-    if len(fields) != 3:
+    if len(fields) not in (3, 4):
         raise UserError(
-            f"{where}: {key} {text!r} is not '<utterance> <recording> <start> <end>': mend it; of "
-            "a channel, write a file of its own and leave the channel out"
+            f"{where}: {key} {text!r} is not '<utterance> <recording> <start> <end>', perhaps with "
+            "a channel behind: mend it"
         )
-    recording, start, stop = fields
-    return recording, *segment_of(where, key, start, None if stop in TO_THE_END else stop)
+    recording, start, stop, *channel = fields
+    stop = None if stop in TO_THE_END else stop
+    return recording, *part_of(where, key, start, stop, *channel)
 
 
 def _paths(folder, recordings):

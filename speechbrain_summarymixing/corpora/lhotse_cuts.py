@@ -29,7 +29,7 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     ------
     UserError
         If lhotse is not installed, a cut set is missing or cannot be read, or a cut is not one
-        supervision of one channel in a file.
+        supervision, of one channel, in a file.
     """
     folder = Path(data_folder).absolute()
     manifests = {}
@@ -52,7 +52,7 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
 
 
 def _rows(path):
-    """(ID, path, speaker, transcript, start, stop) of each cut."""
+    """(ID, path, speaker, transcript, start, stop, channel) of each cut."""
     rows, unfit = [], []
     for cut in _cuts(path):
         if (reason := _unfit(cut)) is not None:
@@ -60,6 +60,7 @@ def _rows(path):
             continue
         [supervision], [source] = cut.supervisions, cut.recording.sources
         whole = cut.start == 0 and cut.duration >= cut.recording.duration
+        of_several = len(source.channels) > 1
         rows.append(
             (
                 cut.id,
@@ -68,13 +69,14 @@ def _rows(path):
                 supervision.text or "",
                 cut.start,
                 math.inf if whole else cut.end,
+                source.channels.index(cut.channel) if of_several else None,
             )
         )
     if unfit:
         raise UserError(
             listed(f"{path}: {len(unfit)} cuts cannot be used", unfit)
-            + "\na cut must be a MonoCut of one supervision, whose audio is that of a file of one "
-            "channel: CutSet.trim_to_supervisions and CutSet.save_audios make such"
+            + "\na cut must be a MonoCut of one supervision, whose audio is that of a channel of a "
+            "file: CutSet.trim_to_supervisions and CutSet.save_audios make such"
         )
     if not rows:
         raise UserError(f"{path}: has no cut: give a cut set with at least one")
@@ -108,8 +110,12 @@ def _unfit(cut):
     kinds = [source.type for source in cut.recording.sources]
     if kinds != ["file"]:
         return f"its audio is of {', '.join(kinds) or 'nothing'}"
-    if (channels := cut.recording.num_channels) != 1:
-        return f"is one of {channels} channels"
+    channels, [supervision] = cut.recording.channel_ids, cut.supervisions
+    if len(channels) > 1 and not cut.channel == supervision.channel in channels:
+        return (
+            f"is of channel {cut.channel}, and its supervision of {supervision.channel}, of a "
+            f"recording with {', '.join(map(str, channels))}"
+        )
     transforms = [_name(transform) for transform in cut.recording.transforms or []]
     if changes := [name for name in transforms if name != RATE_ONLY]:
         return f"its audio is changed by {', '.join(changes)}"

@@ -43,6 +43,8 @@ class Utterance:
         Transcript: words and spaces.
     start, stop : float
         Of its segment of the audio, in seconds; 0 and infinity: all of it.
+    channel : int or None
+        Of the audio, from 0 on; None: the mean of all.
     """
 
     ID: str
@@ -52,14 +54,26 @@ class Utterance:
     wrd: str
     start: float = 0.0
     stop: float = math.inf
+    channel: int | None = None
+
+    @property
+    def part(self):
+        """What `audio.read_audio` is told to read of its audio."""
+        return {name: getattr(self, name) for name in PART}
 
     @property
     def is_segment(self):
-        """Whether it is a part of its audio."""
-        return (self.start, self.stop) != (0.0, math.inf)
+        """Whether it is a part of its audio, in time or by channel."""
+        return tuple(self.part.values()) != (0.0, math.inf, None)
 
-    def seconds_in(self, whole):
-        """Its seconds in audio of so many, or why it is not in there."""
+    def seconds_in(self, audio):
+        """Its seconds in audio with this `AudioInfo`, or why it is not in there."""
+        whole = audio.seconds
+        if self.channel is not None and self.channel >= audio.channels:
+            return (
+                f"{self.wav}: has no channel {self.channel}, but {audio.channels}, which are "
+                "counted from 0"
+            )
         if self.start >= whole or whole + NEAR[0] < self.stop < math.inf:
             return (
                 f"{self.wav}: ends at {whole:g} s, but start and stop, in seconds, are "
@@ -69,7 +83,7 @@ class Utterance:
 
 
 COLUMNS = tuple(field.name for field in fields(Utterance))
-SEGMENT = ("start", "stop")  # columns where an utterance is a part of its file
+PART = ("start", "stop", "channel")  # columns where an utterance is a part of its file
 
 
 def write_manifest(path, utterances):
@@ -80,18 +94,20 @@ def write_manifest(path, utterances):
     path : str or Path
     utterances : list of Utterance
     """
-    rows = [["" if value == math.inf else value for value in astuple(u)] for u in utterances]
-    segments = any(u.is_segment for u in utterances)
-    columns = COLUMNS if segments else COLUMNS[: -len(SEGMENT)]
+    rows = [["" if v in (math.inf, None) else v for v in astuple(u)] for u in utterances]
+    columns = COLUMNS
+    if all(u.channel is None for u in utterances):
+        segments = any(u.is_segment for u in utterances)
+        columns = COLUMNS[:-1] if segments else COLUMNS[: -len(PART)]
     write_table(path, columns, [row[: len(columns)] for row in rows])
 
 
 def read_manifest(path, *, data_root=None):
     """Reads a CSV file, or the JSON lines of NeMo's manifests.
 
-    Columns are ID, duration, wav, wrd and perhaps spk_id, start and stop. NeMo's keys are
-    audio_filepath, which is relative to the manifest, duration, text and perhaps speaker and, of a
-    segment, offset; an ID is made of the path and the segment.
+    Columns are ID, duration, wav, wrd and perhaps spk_id, start, stop and channel. NeMo's keys are
+    audio_filepath, which is relative to the manifest, duration, text and perhaps speaker, channel
+    and, of a segment, offset; an ID is made of the path, the segment and the channel.
 
     Arguments
     ---------
@@ -164,24 +180,26 @@ def _of_nemo(where, line, path):
     key = re.sub(r"[./\\]+", "-", place).strip("-")
     speaker = entry.get("speaker")
     row = {**texts, "ID": key, "wav": wav, "spk_id": "" if speaker is None else str(speaker)}
-    if (offset := entry.get("offset")) is None:
-        return _utterance(where, row)
-    start = _seconds(where, key, "offset", offset)
-    stop = start + _seconds(where, key, "duration", texts["duration"])
-    row["ID"] = f"{key}-{start:.3f}-{stop:.3f}".replace(".", "_")
-    return _utterance(where, {**row, "start": start, "stop": stop})
+    if (offset := entry.get("offset")) is not None:
+        row["start"] = _seconds(where, key, "offset", offset)
+        row["stop"] = row["start"] + _seconds(where, key, "duration", texts["duration"])
+        row["ID"] += f"-{row['start']:.3f}-{row['stop']:.3f}".replace(".", "_")
+    if (channel := _channel(where, key, entry.get("channel"))) is not None:
+        row["channel"] = channel
+        row["ID"] += f"-channel{channel}"
+    return _utterance(where, row)
 
 
 def _utterance(where, row):
     """An utterance of a row, whose values are text or numbers."""
     key = row["ID"]
     duration = _seconds(where, key, "duration", row["duration"])
-    segment = segment_of(where, key, *(row.get(name) for name in SEGMENT))
-    return Utterance(key, duration, row["wav"], row.get("spk_id") or "", row["wrd"], *segment)
+    part = part_of(where, key, *(row.get(name) for name in PART))
+    return Utterance(key, duration, row["wav"], row.get("spk_id") or "", row["wrd"], *part)
 
 
-def segment_of(where, key, start, stop):
-    """Reads where an utterance starts and stops in its file.
+def part_of(where, key, start, stop, channel=None):
+    """Reads where an utterance starts and stops in its file, and in which channel it is.
 
     Arguments
     ---------
@@ -191,15 +209,18 @@ def segment_of(where, key, start, stop):
         The utterance's ID.
     start, stop : str, float or None
         In seconds; None and "": where the file does.
+    channel : str, int or None
+        From 0 on; None and "": all.
 
     Returns
     -------
-    tuple of float
+    tuple
+        Of two floats, and an int or None.
 
     Raises
     ------
     UserError
-        If one is no number, start is below 0, or stop not after it.
+        If one is no number, start is below 0, stop not after it, or channel no whole number.
     """
     start = 0.0 if start in (None, "") else _seconds(where, key, "start", start)
     stop = math.inf if stop in (None, "") else _seconds(where, key, "stop", stop)
@@ -208,7 +229,22 @@ def segment_of(where, key, start, stop):
             f"{where}: {key} starts at {start:g} and stops at {stop:g} s, but a segment starts at "
             "0 or later and stops after that: mend it"
         )
-    return start, stop
+    return start, stop, _channel(where, key, channel)
+
+
+def _channel(where, key, value):
+    if value in (None, ""):
+        return None
+    try:
+        number = float(value)  # pandas writes 1.0 where other lines have none
+        if number < 0 or number != int(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{where}: channel is {value!r} of {key}, but must be a whole number, from 0 on, or "
+            "empty: mend it"
+        ) from error
+    return int(number)
 
 
 def _seconds(where, key, name, value):
@@ -224,7 +260,7 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     Arguments
     ---------
     files : list of tuple
-        (ID, path, speaker, transcript) and, of a segment, start and stop in seconds.
+        (ID, path, speaker, transcript) and, of a part, start and stop in seconds and channel.
     workers : int or None
         Threads; None: two for each core.
     progress : bool
@@ -242,10 +278,10 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
         If files cannot be read, or segments are not in them; it names them.
     """
     rows = [
-        Utterance(key, math.nan, str(wav), speaker, words, *segment)
-        for key, wav, speaker, words, *segment in sorted(files)
+        Utterance(key, math.nan, str(wav), speaker, words, *part)
+        for key, wav, speaker, words, *part in sorted(files)
     ]
-    wholes = durations(
+    wholes = headers(
         [row.wav for row in rows], workers=workers, progress=progress, description=description
     )
     if problems := [found for found in wholes.values() if isinstance(found, str)]:
@@ -257,7 +293,7 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     return [replace(row, duration=duration) for row, duration in zip(rows, seconds)]
 
 
-def durations(paths, *, workers=None, progress=True, description="reading durations"):
+def headers(paths, *, workers=None, progress=True, description="reading durations"):
     """Opens audio files, each once, in parallel.
 
     Arguments
@@ -270,13 +306,13 @@ def durations(paths, *, workers=None, progress=True, description="reading durati
     Returns
     -------
     dict
-        From each path to its seconds, or to why the file cannot be used (str).
+        From each path to its `AudioInfo`, or to why the file cannot be used (str).
     """
     paths = list(dict.fromkeys(paths))
 
     def read(path):
         try:
-            return audio_info(path, to_the_end=True).seconds
+            return audio_info(path, to_the_end=True)
         except UserError as error:
             return str(error)
 
@@ -320,7 +356,7 @@ def fingerprint(manifests):
         From each split to its utterances.
     """
     rows = {u for part in manifests.values() for u in part}
-    return _digest({u.wav for u in rows}, sorted(map(astuple, rows)))
+    return _digest({u.wav for u in rows}, sorted(map(astuple, rows), key=repr))
 
 
 def _status(file):

@@ -124,8 +124,7 @@ def _content(utterance):
     if not utterance.is_segment:
         return Path(utterance.wav).read_bytes()
     rate = audio_info(utterance.wav).sample_rate
-    segment = read_audio(utterance.wav, rate, start=utterance.start, stop=utterance.stop)
-    return flac_of(segment, rate, bits=24)
+    return flac_of(read_audio(utterance.wav, rate, **utterance.part), rate, bits=24)
 
 
 def _add(tar, utterance):

@@ -1,6 +1,5 @@
 """From utterances to batches: datasets and loaders."""
 
-import math
 import os
 import signal
 import threading
@@ -26,8 +25,7 @@ def waveform_of(
     whole_samples,
     augment=None,
     name=None,
-    start=0.0,
-    stop=math.inf,
+    **part,
 ):
     """Reads and augments the audio of an utterance.
 
@@ -45,15 +43,15 @@ def waveform_of(
         For training.
     name : str or None
         What errors call it; None: its path.
-    start, stop : float
-        Of the segment of the file, in seconds.
+    **part
+        Of the file: start, stop and channel, as for `read_audio`.
 
     Returns
     -------
     torch.Tensor
         (T,), float32.
     """
-    waveform = read_audio(source, sample_rate, name=name, start=start, stop=stop)
+    waveform = read_audio(source, sample_rate, name=name, **part)
     if augment is not None:
         waveform = augment(waveform, key)
     return pad_to_multiple(waveform, whole_samples)
@@ -96,13 +94,7 @@ class Utterances(Dataset):
         return {
             "id": utterance.ID,
             "duration": utterance.duration,
-            "sig": waveform_of(
-                utterance.ID,
-                utterance.wav,
-                start=utterance.start,
-                stop=utterance.stop,
-                **self.reading,
-            ),
+            "sig": waveform_of(utterance.ID, utterance.wav, **utterance.part, **self.reading),
             "wrd": utterance.wrd,
             **dict(targets),
         }

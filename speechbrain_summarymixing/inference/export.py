@@ -12,6 +12,7 @@ import torch
 from speechbrain_summarymixing.inference.language_model import language_model_yaml
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.sources import load_strictly as load_strictly  # for YAML
+from speechbrain_summarymixing.inference.streaming_asr import CTC_SEARCH, STREAMING_ASR, USAGE
 from speechbrain_summarymixing.lobes.mixers import mixer_name
 
 
@@ -31,6 +32,8 @@ class Interface:
         Lines of Python and of the shell that use the model, for its card.
     files : dict
         From files of the exported folder to files of the output folder that they copy.
+    streaming_yaml : str or None
+        In place of ``yaml``, for SpeechBrain's `StreamingASR`: of a model trained on chunks.
     """
 
     title: str
@@ -38,6 +41,7 @@ class Interface:
     yaml: str
     usage: str
     files: dict
+    streaming_yaml: str | None = None
 
 
 PRETRAINER = """
@@ -94,6 +98,9 @@ or `summarymixing transcribe path/to/this/folder speech.wav`.""",
     files={"tokenizer.ckpt": "tokenizer.model"},
 )
 
+STREAMING = f"""{STREAMING_ASR}{PRETRAINER}        tokenizer: !ref <tokenizer>
+{LOADED_STRICTLY}"""
+
 CTC = replace(
     RECOGNITION,
     kept=(
@@ -128,6 +135,7 @@ tokenizer: !new:sentencepiece.SentencePieceProcessor
 {PRETRAINER}        tokenizer: !ref <tokenizer>
 {LOADED_STRICTLY}""",
     usage=RECOGNITION.usage.replace("EncoderDecoderASR", "EncoderASR"),
+    streaming_yaml=CTC_SEARCH + STREAMING,
 )
 
 TRANSDUCER = replace(
@@ -144,6 +152,7 @@ TRANSDUCER = replace(
         "test_search",
         "model",
     ),
+    streaming_yaml=STREAMING,
 )
 
 # EndToEndSLU encodes by a recogniser that it loads: this one, from the same folder.
@@ -230,7 +239,8 @@ def export(hparams, results, interface=RECOGNITION, found=None):
     """Writes what is needed to use a trained model, and nothing of its training.
 
     The folder ``pretrained`` in the output folder is made anew: hyperparams.yaml, model.ckpt,
-    normalizer.ckpt, README.md and the files of the interface.
+    normalizer.ckpt, README.md and the files of the interface, and streaming.yaml where the model
+    was trained on chunks.
 
     Arguments
     ---------
@@ -250,6 +260,10 @@ def export(hparams, results, interface=RECOGNITION, found=None):
     new.mkdir()
     # as saved when the run started: the files it came from may have changed since
     saved = (output_folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    if _streams(hparams, interface):
+        streaming = replace(interface, yaml=interface.streaming_yaml)
+        text = inference_yaml(saved, streaming, found)
+        (new / "streaming.yaml").write_text(text, encoding="utf-8")
     lm_folder = getattr(hparams, "lm_folder", None)
     if lm_folder is None:
         text = inference_yaml(saved, interface, found)
@@ -317,6 +331,12 @@ def inference_yaml(
     return text
 
 
+def _streams(hparams, interface):
+    """Whether SpeechBrain's `StreamingASR` is to load it."""
+    trained = getattr(hparams, "chunk_frames", None) is not None
+    return trained and interface.streaming_yaml is not None
+
+
 def _flat(tree):
     """A mapping with the keys of the parts that it includes: mappings that make nothing."""
     flat = {}
@@ -355,7 +375,7 @@ def model_card(hparams, results, interface):
     return CARD.format(
         name=f"{mixer} {interface.title}",
         sample_rate=hparams.sample_rate,
-        usage=interface.usage,
+        usage=interface.usage + (USAGE if _streams(hparams, interface) else ""),
         data=hparams.shards or hparams.train_csv or f"the {hparams.corpus} corpus",
         measured=measured,
         **{k: v for k, v in results.items() if k != "test"},

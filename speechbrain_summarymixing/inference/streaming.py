@@ -4,11 +4,14 @@ import logging
 import math
 from dataclasses import dataclass
 
+import numpy
 import torch
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch.utils._pytree import tree_map
 
+from speechbrain_summarymixing.audio import LOUDEST
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.batches import has_speech
 from speechbrain_summarymixing.inference.confidence import spelled_words
 from speechbrain_summarymixing.lobes.ctc_search import CTCGreedy
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
@@ -20,6 +23,7 @@ CHUNK_MS = 640
 ENDPOINT_MS = 1200  # without a token, after which what was said is final
 LONGEST_SECONDS = 30.0  # without a pause, after which all words but the last are final
 LARGEST = 2**15  # of 16-bit samples
+SOUND_SECONDS = 0.5  # before a token, in which there is more than silence or steady noise
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class StreamedWord:
 @dataclass(frozen=True)
 class Event:
     """What is known of a part of a stream between two pauses.
+
+    In silence and steady noise nothing is said, as in whole files.
 
     Arguments
     ---------
@@ -95,13 +101,13 @@ class StreamingModel:
         hparams = model.hparams
         self.sample_rate, self.tokenizer = hparams.sample_rate, model.tokenizer
         self.device = torch.device(model.device)
-        frame_ms = 1000 * hparams.compute_features.samples / hparams.sample_rate
+        self.frame_seconds = hparams.compute_features.samples / hparams.sample_rate
+        frame_ms = round(1000 * self.frame_seconds)  # 39.9 at 22050 Hz
         chunk = _count(chunk_ms, frame_ms, "chunk_ms", least=1)
         left = None if left_ms is None else _count(left_ms, chunk_ms, "left_ms", least=0)
-        self.frame_seconds = frame_ms / 1000
         self.chunk_ms, self.left_ms = chunk_ms, left_ms
         self.endpoint_frames = _count(endpoint_ms, 1, "endpoint_ms", least=1) / frame_ms
-        if getattr(hparams, "chunk_frames", None) is None:
+        if getattr(hparams, "chunk_frames", None) is None and not hparams.transformer.causal:
             logger.warning(
                 "The model was not trained on chunks, so as a stream it makes more errors: train "
                 "one with chunk_frames, such as hparams/sumformer_streaming.yaml"
@@ -115,7 +121,7 @@ class StreamingModel:
                 DynChunkTrainConfig(chunk, left),
             ).eval()
             greedy = getattr(hparams, "greedy_search", None)  # of a transducer
-            self.search = (greedy or CTCGreedy(hparams.ctc_lin)).eval()
+            self.search = (greedy or CTCGreedy(hparams.ctc_lin)).to(self.device).eval()
             with torch.no_grad():
                 self._start = self._states(1)
         except ValueError as error:
@@ -131,25 +137,31 @@ class StreamingModel:
         """Returns a new `StreamingRecognizer`."""
         return StreamingRecognizer(self)
 
-    def advance(self):
+    def advance(self, stream=None):
         """Recognises what all streams have accepted, in batches, one chunk of each at a time.
+
+        Arguments
+        ---------
+        stream : StreamingRecognizer or None
+            The one to recognise; None: all.
 
         Returns
         -------
         dict
             From each stream that has something to tell to its list of `Event`.
         """
-        told = {}
-        while ready := [stream for stream in self._streams.values() if stream._due]:
-            for stream, event in zip(ready, self._hear(ready)):
+        told, streams = {}, self._streams.values() if stream is None else [stream]
+        while ready := [one for one in streams if one._due]:
+            for one, event in zip(ready, self._hear(ready)):
                 if event is not None:
-                    told.setdefault(stream, []).append(event)
+                    told.setdefault(one, []).append(event)
         return told
 
     @torch.no_grad()
     def _hear(self, streams):
         """Recognises the next chunk of each of some streams; the event of each, or None."""
-        windows, frames, ends = zip(*(stream._due.pop(0) for stream in streams))
+        due = [stream._due.pop(0) for stream in streams]
+        windows, frames, ends = zip(*due)
         rows = torch.tensor([stream._row for stream in streams], device=self.device)
         encoder, search = take_rows(self._state, rows)
         lengths = torch.tensor(frames, device=self.device)
@@ -157,8 +169,7 @@ class StreamingModel:
         found, search = self.search.step(encoded, search, lengths)
         ended = torch.tensor(ends, device=self.device)
         self._state = put_rows(self._state, rows, reset_rows((encoder, search), ended))
-        heard = zip(streams, found, frames, ends)
-        return [stream._take(*news) for stream, *news in heard]
+        return [stream._take(*news) for stream, *news in zip(streams, found, due)]
 
     def _states(self, batch):
         return self.encoder.initial_state(batch), self.search.start(batch)
@@ -193,7 +204,8 @@ class StreamingRecognizer:
     ...     for piece in samples.split(1600):
     ...         for event in stream.accept(piece):
     ...             print("final  " if event.final else "partial", event.text)
-    ...     print(stream.finish()[-1].text)
+    ...     stream.finish()
+    ...     print(stream.text)
     """
 
     def __init__(self, model):
@@ -226,29 +238,33 @@ class StreamingRecognizer:
         Raises
         ------
         UserError
-            If they are no samples of one channel, not finite, or the stream is closed. The stream
-            is then as before.
+            If they are no samples of one channel, not finite, far beyond full scale, or the stream
+            is closed. The stream is then as before.
         """
-        if self._closed:
-            raise UserError("the stream is closed: open another one with StreamingModel.open")
+        self._check_open()
         self._windows.accept(_samples(samples))
         self._due.extend((*window, False) for window in self._windows.ready())
 
     def accept(self, samples):
         """Takes samples, as `put`, and returns what is new: a list of `Event`."""
         self.put(samples)
-        return self.model.advance().get(self, [])
+        return self.model.advance(self).get(self, [])
 
     def end(self):
-        """Says that all samples were put; what is left is final after `StreamingModel.advance`."""
+        """Says that all samples were put; what is left is final after `StreamingModel.advance`.
+
+        Samples that come then are heard as at the start of a stream, from 0 s on; ``final`` and
+        ``text`` go on.
+        """
+        self._check_open()
         self._due.extend((*window, False) for window in self._windows.finish())
         if self._due:
             self._due[-1] = (*self._due[-1][:2], True)
 
     def finish(self):
-        """Recognises what is left; the stream then begins anew. Returns a list of `Event`."""
+        """Recognises what is left, as `end`; returns what is new: a list of `Event`."""
         self.end()
-        return self.model.advance().get(self, [])
+        return self.model.advance(self).get(self, [])
 
     def reset(self):
         """Forgets everything that was heard, and begins anew."""
@@ -261,14 +277,21 @@ class StreamingRecognizer:
             self._closed, self._due = True, []
             self.model._release(self._row)
 
+    def _check_open(self):
+        if self._closed:
+            raise UserError("the stream is closed: open another one with StreamingModel.open")
+
     def _begin(self):
         self.final, self.partial = [], ""
         self._tokens, self._frames, self._first = [], 0, 0  # `Emission`s, and where they begin
+        self._sound = torch.empty(0)  # of the last chunk, and SOUND_SECONDS before it
 
-    def _take(self, emissions, frames, end):
-        """Goes on by a chunk; returns an `Event` or None."""
+    def _take(self, emissions, heard):
+        """Goes on by a chunk that was heard; returns an `Event` or None."""
+        window, frames, end = heard
+        self._listen(window, frames)
+        emissions = [emission for emission in emissions if self._sounds(emission.frame)]
         self._tokens += emissions
-        self._frames += frames
         known = len(self._tokens)
         if not end:
             last = self._tokens[-1].frame if self._tokens else self._first
@@ -280,12 +303,27 @@ class StreamingRecognizer:
         self._tokens = self._tokens[known:]
         self._first = self._frames
         if end:
-            self._frames = self._first = 0
+            self._frames, self._first, self._sound = 0, 0, torch.empty(0)
         if not event.text:
             return None
         self.final.append(event.text)
         self.partial = self._event(self._tokens).text
         return event
+
+    def _listen(self, window, frames):
+        """Keeps the sound of a chunk's frames."""
+        before, samples = self._windows.before, frames * self._windows.frame_samples
+        kept = self._sound[-round(SOUND_SECONDS * self.model.sample_rate) :]
+        self._sound = torch.cat([kept, window[before : before + samples]])
+        self._frames += frames
+
+    def _sounds(self, frame):
+        """Whether a token at a frame may be said: in silence and steady noise none is."""
+        later, rate = self._frames - 1 - frame, self.model.sample_rate
+        end = self._sound.numel() - later * self._windows.frame_samples
+        samples = round(SOUND_SECONDS * rate)
+        start = max(0, end - samples)
+        return has_speech(self._sound[start : start + samples], rate)
 
     def _long_ago(self):
         """How many tokens are final because there was no pause for long: those before a word."""
@@ -315,7 +353,7 @@ class StreamingRecognizer:
 def _count(value, unit, name, *, least):
     """How many units a time in milliseconds is."""
     count = value / unit
-    if count != int(count) or count < least:
+    if not (math.isfinite(count) and count == int(count) and count >= least):
         raise UserError(
             f"{name} is {value}, but must be a multiple of {unit:g} ms, from {least * unit:g} on"
         )
@@ -324,7 +362,11 @@ def _count(value, unit, name, *, least):
 
 def _samples(samples):
     """Samples (N,) as floats."""
-    samples = torch.as_tensor(samples).clone()  # its owner may use the memory again
+    # copies: their owner may use the memory again, or not let others write there
+    if isinstance(samples, torch.Tensor):
+        samples = samples.detach().to("cpu", copy=True)
+    else:
+        samples = torch.from_numpy(numpy.array(samples))
     if samples.dim() != 1:
         raise UserError(
             f"the samples have the shape {tuple(samples.shape)}, but must be those of one channel, "
@@ -336,6 +378,12 @@ def _samples(samples):
         raise UserError(
             f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
         )
+    samples = samples.float()
     if not samples.isfinite().all():
         raise UserError("the samples are not finite (NaN or infinity): look at their source")
-    return samples.float()
+    if samples.numel() and (peak := float(samples.abs().max())) > LOUDEST:
+        raise UserError(
+            f"the samples reach {peak:.4g}, but full scale is 1: divide them, as by {LARGEST} if "
+            "they were whole numbers of 16 bits"
+        )
+    return samples

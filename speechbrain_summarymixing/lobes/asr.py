@@ -1,7 +1,5 @@
 """Encoder-decoder for speech recognition whose encoder mixes tokens by any injected module."""
 
-import torch
-from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.transformer.Transformer import (
     get_key_padding_mask,
     get_lookahead_mask,
@@ -15,6 +13,7 @@ from speechbrain_summarymixing.lobes.conformer import MixerConformerEncoder
 from speechbrain_summarymixing.lobes.contextnet import ContextNetEncoder
 from speechbrain_summarymixing.lobes.encoder import check_causal
 from speechbrain_summarymixing.lobes.mixers import NoMixing, check_mixer
+from speechbrain_summarymixing.lobes.padding import padding_mask
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
 from speechbrain_summarymixing.lobes.streaming import EncodesStreams
 from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
@@ -332,10 +331,7 @@ class SummaryMixingASR(EncodesStreams, TransformerASR):
             )
         if src.dim() == 4:
             src = src.flatten(2)
-        padding = None
-        if wav_len is not None:
-            lengths = torch.round(wav_len * src.size(1))
-            padding = length_to_mask(lengths, max_len=src.size(1)).logical_not()
+        padding = None if wav_len is None else padding_mask(wav_len, src.size(1))
         outputs = self.encoder(
             self.custom_src_module(src),
             src_mask=CAUSAL if self.causal else None,

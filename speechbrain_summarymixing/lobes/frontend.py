@@ -6,7 +6,9 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.nnet.CNN import Conv2d
 from speechbrain.nnet.normalization import LayerNorm
-from speechbrain.processing.features import InputNormalization, make_padding_mask
+from speechbrain.processing.features import InputNormalization
+
+from speechbrain_summarymixing.lobes.padding import padding_mask
 
 
 def pad_to_multiple(wavs, samples):
@@ -94,6 +96,8 @@ class KaldiFbank(torch.nn.Module):
 
     def __init__(self, n_mels=80, sample_rate=16000, low_freq=20.0, high_freq=-400.0, stride=4):
         super().__init__()
+        self.sample_rate, self.n_mels = sample_rate, n_mels
+        self.low_freq, self.high_freq = low_freq, high_freq
         self.window_samples = sample_rate // 40  # rounded down, as Kaldi does
         self.hop_samples = sample_rate // 100
         self.fft_samples = 2 ** (self.window_samples - 1).bit_length()
@@ -214,7 +218,7 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
     def __init__(self, n_mels=80, channels=(64, 32), kernel_size=3, dropout=0.1):
         blocks = len(channels)
         super().__init__(
-            input_shape=(None, None, n_mels),
+            input_shape=(None, None, n_mels, 1),
             num_blocks=blocks,
             num_layers_per_block=1,
             out_channels=list(channels),
@@ -252,7 +256,7 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
                 f"kernel_size is {self.kernel_size}, with which a block looks beyond its chunk: a "
                 "front-end that streams has 3"
             )
-        shapes = [(self.n_mels,)]
+        shapes = [(self.n_mels, 1)]
         for channels in self.channels[:-1]:
             shapes.append(((shapes[-1][0] + 1) // 2, channels))
         like = next(self.parameters(), torch.empty(0))
@@ -282,11 +286,11 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
     def _convolve(self, x, lengths, state):
         """The output, and the last two inputs of each block: with stride 2, one output more."""
         new = []
+        if len(self) and x.dim() == 3:  # SpeechBrain infers shapes by inputs of four
+            x = x.unsqueeze(3)  # (B, T, F, 1); a block's output is (B, T, F, C)
         for block, before in zip(self.values(), state):
             if lengths is not None:
-                # x is (B, T, F), then (B, T, F, C); half a frame absorbs float rounding
-                half_frame = 0.5 / x.size(1)
-                x = x.masked_fill(~make_padding_mask(x, lengths - half_frame), 0.0)
+                x = x.masked_fill(padding_mask(lengths, x.size(1))[:, :, None, None], 0.0)
             if before is not None:
                 x = torch.cat([before.to(x.dtype), x], 1)
             new.append(x[:, -2:])

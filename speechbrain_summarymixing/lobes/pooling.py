@@ -1,8 +1,8 @@
 """One vector for an utterance: the encoder's frames, pooled over the valid ones."""
 
 import torch
-from speechbrain.dataio.dataio import length_to_mask
 
+from speechbrain_summarymixing.lobes.padding import padding_mask
 from speechbrain_summarymixing.nnet.summaries import masked_mean
 
 
@@ -38,10 +38,7 @@ class PooledEncoder(torch.nn.Module):
     def forward(self, features, lengths=None):
         """Returns embeddings (B, 1, 2 D) of features (B, T, F) with relative lengths (B,)."""
         encoded = self.transformer.encode(self.front_end(features, lengths), lengths)
-        padding = None
-        if lengths is not None:
-            frames = torch.round(lengths * encoded.size(1))
-            padding = length_to_mask(frames, max_len=encoded.size(1)).logical_not()
+        padding = None if lengths is None else padding_mask(lengths, encoded.size(1))
         mean = masked_mean(encoded, padding)
         variance = masked_mean((encoded - mean.unsqueeze(1)).square(), padding)
         # the root's gradient at 0 is infinite

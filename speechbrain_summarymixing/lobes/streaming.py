@@ -155,6 +155,11 @@ class SpeechEncoder(nn.Module):
                 f"norm_type is {normalize.norm_type!r}, which needs the whole utterance: train "
                 "with global"
             )
+        if not hasattr(transformer.encoder, "initial_state"):
+            raise ValueError(
+                f"the encoder is a {type(transformer.encoder).__name__}, which needs the whole "
+                "utterance: train another encoder_module, such as branchformer"
+            )
         self.features, self.normalize = features, normalize
         self.front_end, self.transformer = front_end, transformer
         self.config = dynchunktrain_config

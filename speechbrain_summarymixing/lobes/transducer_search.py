@@ -60,8 +60,7 @@ class TransducerSearch(nn.Module):
     """What `TransducerGreedy` and `TransducerBeam` share: streams that come in chunks.
 
     ``start`` makes the state of several streams, ``step`` hears a chunk, ``rest`` tells what is
-    not told yet, and ``reset`` starts some of the streams anew. Calling it decodes whole
-    utterances.
+    not told yet, and ``reset`` starts some of the streams anew. A call decodes whole utterances.
 
     Arguments
     ---------
@@ -221,7 +220,8 @@ class TransducerBeam(TransducerSearch):
 
     With a beam as wide as there are sequences it finds the most probable one. What all hypotheses
     agree on is told at the end of a chunk, with the frames of the best; ``rest`` tells the others.
-    It takes ``max_symbols`` + 1 runs of the joiner for each frame.
+    A frame takes one or more runs of the joiner, up to ``max_symbols`` + 1: as many as still add
+    hypotheses that are among the best.
 
     Arguments
     ---------
@@ -261,30 +261,34 @@ class TransducerBeam(TransducerSearch):
     def _step(self, encoded, state, lengths):
         places = torch.arange(self.beam_size, device=encoded.device).expand_as(state.hashes)
         beams = Hypotheses(state.predicted, state.memory, _alone(state), state.hashes, places)
-        trace = []  # of each expansion where it comes from, its token and log-probability (B, K)
+        trace = []  # of each expansion its frame, and whence, token and log-probability (B, K)
         for frame in range(encoded.size(1)):
-            moved = self._hear(encoded[:, frame : frame + 1], beams, trace)
-            parts = zip(moved, beams)
+            parts = zip(self._hear(encoded, frame, beams, trace), beams)
             beams = Hypotheses(*(_where(frame < lengths, new, old) for new, old in parts))
         told, untold = self._told(state, beams, trace)
         return told, BeamState(state.frames + lengths, *beams[:4], untold)
 
-    def _hear(self, frame, beams, trace):
-        """The best hypotheses after a frame (B, 1, D), whatever number of tokens it adds."""
-        ended = []
+    def _hear(self, encoded, frame, beams, trace):
+        """The best hypotheses after a frame, whatever number of tokens it adds."""
+        heard = None
         for said in range(self.max_symbols + 1):
-            log_probs = self.head.join(frame, beams.predicted).log_softmax(-1)  # (B, K, V)
-            ended.append(beams._replace(scores=beams.scores + log_probs[..., BLANK]))
-            if said < self.max_symbols:
-                beams = self._expand(beams, log_probs[..., BLANK + 1 :], trace)
-        return self._best(Hypotheses(*(torch.cat(parts, dim=1) for parts in zip(*ended))))
+            log_probs = self.head.join(encoded[:, frame : frame + 1], beams.predicted)
+            log_probs = log_probs.log_softmax(-1)  # (B, K, V)
+            ended = beams._replace(scores=beams.scores + log_probs[..., BLANK])
+            heard = ended if heard is None else self._best(heard, ended)
+            scores = (beams.scores.unsqueeze(-1) + log_probs[..., BLANK + 1 :]).flatten(1)
+            # what follows is not more probable, and K others are
+            scores = scores.masked_fill(scores < heard.scores.amin(1, keepdim=True), -torch.inf)
+            if said == self.max_symbols or bool((scores == -torch.inf).all()):
+                return heard
+            beams = self._expand(frame, beams, scores, log_probs[..., BLANK + 1 :], trace)
 
-    def _expand(self, beams, log_probs, trace):
-        """The best hypotheses with one token more."""
-        scores, chosen = (beams.scores.unsqueeze(-1) + log_probs).flatten(1).topk(self.beam_size)
+    def _expand(self, frame, beams, scores, log_probs, trace):
+        """The best hypotheses with one token more, by their scores (B, K (V - 1))."""
+        scores, chosen = scores.topk(self.beam_size)
         before = _picked(beams, chosen // log_probs.size(-1))
         tokens = chosen % log_probs.size(-1) + BLANK + 1  # (B, K)
-        trace.append((before.places, tokens, log_probs.flatten(1).gather(1, chosen)))
+        trace.append((frame, before.places, tokens, log_probs.flatten(1).gather(1, chosen)))
         predicted, memory = self.head.predictor(
             tokens.flatten().unsqueeze(1), before.memory.flatten(0, 1)
         )
@@ -297,8 +301,9 @@ class TransducerBeam(TransducerSearch):
             + len(trace) * self.beam_size,
         )
 
-    def _best(self, beams):
+    def _best(self, *beams):
         """The K most probable of M hypotheses, of which those of equal tokens are one."""
+        beams = Hypotheses(*(torch.cat(parts, dim=1) for parts in zip(*beams)))
         beams = _picked(beams, beams.scores.argsort(dim=1, descending=True, stable=True))
         same = beams.hashes.unsqueeze(1) == beams.hashes.unsqueeze(2)  # (B, M, M)
         scores = beams.scores.unsqueeze(1).masked_fill(~same, -torch.inf).logsumexp(2)
@@ -307,13 +312,16 @@ class TransducerBeam(TransducerSearch):
 
     def _told(self, state, beams, trace):
         """Of each stream the emissions that all hypotheses have, and the others, to be kept."""
-        columns = [torch.stack(column).tolist() for column in zip(*trace)] or [[], [], []]
+        frames, *columns = zip(*trace) if trace else ((), (), (), ())
+        columns = [torch.stack(column).tolist() if column else [] for column in columns]
         starts, old = state.frames.tolist(), state.untold.tolist()
         scores, places = beams.scores.tolist(), beams.places.tolist()
         told, kept = [], []
         for b, start in enumerate(starts):
             histories = [
-                self._history(place, b, start, columns, old[b]) if score > -torch.inf else None
+                self._history(place, b, old[b], start, frames, *columns)
+                if score > -torch.inf
+                else None
                 for score, place in zip(scores[b], places[b])
             ]
             best = histories[scores[b].index(max(scores[b]))]
@@ -325,14 +333,13 @@ class TransducerBeam(TransducerSearch):
         shape = (*beams.scores.shape, longest, 3)
         return told, state.untold.new_tensor(padded).view(shape)
 
-    def _history(self, place, b, start, columns, old):
+    def _history(self, place, b, old, start, frames, parents, tokens, log_probs):
         """A hypothesis's emissions that are not told yet, by going back through the trace."""
-        parents, tokens, log_probs = columns
         found = []
         while place >= self.beam_size:
             step, k = place // self.beam_size - 1, place % self.beam_size
-            frame = start + step // self.max_symbols
-            found.append(Emission(tokens[step][b][k], frame, log_probs[step][b][k]))
+            emission = tokens[step][b][k], start + frames[step], log_probs[step][b][k]
+            found.append(Emission(*emission))
             place = parents[step][b][k]
         return _emissions(old[place]) + found[::-1]
 

@@ -10,7 +10,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_summarymixing.data import sets, tokens
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.export import CTC, RECOGNITION, export
+from speechbrain_summarymixing.inference.export import CTC, RECOGNITION, chunks_in_words, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
 from speechbrain_summarymixing.tasks import chunks, metrics
 from speechbrain_summarymixing.tasks.speech import SpeechTask
@@ -226,7 +226,8 @@ class ASR(SpeechTask):
             scores = self.scores(rows)
             measured = {k: v for k, v in scores.items() if f"{k.removesuffix('_95')}_95" in scores}
             found.append({**chunks.duration_of(config, frame_ms), **measured})
-            logger.info("with chunks: %s", found[-1])
+            told = ", ".join(f"{k} {v:.2f}%" for k, v in measured.items() if f"{k}_95" in scores)
+            logger.info("%s: %s", chunks_in_words(found[-1]), told)
         self._test_chunks = None
         return {"chunks": found} if found else {}
 

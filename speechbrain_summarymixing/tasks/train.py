@@ -10,8 +10,8 @@ from speechbrain_summarymixing.tasks.understanding import Understanding
 from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import value_of
 
-TASKS = (ASR, Transducer, Understanding, Classification, LanguageModel)
-TASKS = {task.name: task for task in TASKS}
+LEARNT = (ASR, Transducer, Understanding, Classification, LanguageModel)
+TASKS = {task.name: task for task in LEARNT}
 TOKENIZER = "tokenizer"
 
 

@@ -4,7 +4,6 @@ import argparse
 import errno
 import json
 import logging
-import shutil
 import signal
 import sys
 import warnings
@@ -203,7 +202,7 @@ def start(argv, until_the_end=None, task=None):
     if run_folder is not None:
         on_main(rehearsal.copy_run, run_folder, overrides["output_folder"])
         if until_the_end is not None and if_main_process():
-            until_the_end.callback(shutil.rmtree, overrides["output_folder"], ignore_errors=True)
+            until_the_end.enter_context(rehearsal.removed(overrides["output_folder"]))
     hparams = load_hyperparams(path, overrides)
     if run_opts["ckpt_interval_steps"] > 0:
         hparams["ckpt_interval_minutes"] = 0  # SpeechBrain takes one of the two

@@ -5,7 +5,7 @@ import tempfile
 import textwrap
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.config import INCLUDE, load_hyperparams
+from speechbrain_summarymixing.training.config import INCLUDE, REFERENCE, load_hyperparams
 
 KEY = re.compile(r"(\w+):")
 PART_KEY = re.compile(r"<\w+(?:\[\w+\])*\[(\w+)\]>")  # <part[key]>
@@ -46,11 +46,24 @@ def _flat(own, given, path):
             blocks = _blocks(part.read_text(encoding="utf-8"))
             first = next(iter(blocks))
             blocks[first] = (above, blocks[first][1])  # in place of what the part's file is for
-            found = _flat(blocks, inner, part)
+            found = _without_replaced(_flat(blocks, inner, part), own)
         else:
             found = {key: (above, given[key][1] if key in given else lines)}
         _merge(flat, found, path)
     return flat
+
+
+def _without_replaced(part, own):
+    """A part's blocks without those in whose place the file has others, if no other needs them."""
+    replaced = {
+        key
+        for key in part.keys() & own.keys()
+        if _value(part[key][1]) not in (f"{key}: !ref <{key}>", _value(own[key][1]))
+    }
+    used = {name for _, lines in own.values() for name in PART_KEY.findall(lines)}
+    for key in part.keys() - replaced:
+        used.update(REFERENCE.findall(part[key][1]))
+    return {key: block for key, block in part.items() if key not in replaced or key in used}
 
 
 def _blocks(text):

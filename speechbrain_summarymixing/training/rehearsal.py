@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy
@@ -37,6 +38,24 @@ def copy_run(folder, copy):
     shutil.copytree(folder, copy, ignore=LEFT)
     if (folder / "save").is_dir():
         (copy / "save").symlink_to((folder / "save").absolute())
+
+
+@contextmanager
+def removed(copy):
+    """Removes a rehearsal's folder when the block ends, and those around it that it made.
+
+    Arguments
+    ---------
+    copy : str or Path
+    """
+    made = [folder for folder in Path(copy).absolute().parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+        with suppress(OSError):  # something else is in there by now
+            for folder in made:
+                folder.rmdir()
 
 
 def rehearse(brain, train, valid):

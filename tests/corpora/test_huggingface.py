@@ -46,8 +46,9 @@ def in_memory(paths, names=("a.flac", None)):
     return contents
 
 
-def prepare(source, folder, *splits):
-    return huggingface.prepare(source, folder / "manifests", splits=splits, progress=False)
+def prepare(source, folder, *splits, **options):
+    folder = folder / "manifests"
+    return huggingface.prepare(source, folder, splits=splits, progress=False, **options)
 
 
 def same_samples(rows, data):
@@ -73,24 +74,67 @@ def test_a_saved_data_set_of_files(wavs, tmp_path):
         prepare(tmp_path / "saved", tmp_path, "test")
 
 
-def test_audio_within_a_data_set_is_written_once(wavs, tmp_path):
+def parquet(data, folder, name="train-00000-of-00001"):
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    data.to_parquet(folder / "data" / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_audio_within_a_data_set_is_written_once(wavs, tmp_path, streaming):
+    def rows_of(split):
+        return read_manifest(prepare(tmp_path / "hub", tmp_path, split, streaming=streaming)[split])
+
     data = dataset(in_memory(wavs), sentence=["A", "B"])
-    (tmp_path / "hub" / "data").mkdir(parents=True)
-    data.to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
-    [rows] = map(read_manifest, prepare(tmp_path / "hub", tmp_path, "train").values())
+    parquet(data, tmp_path / "hub")
+    rows = rows_of("train")
+    assert [(u.ID, u.duration, u.wrd) for u in rows] == [
+        ("train-0000000", 1.0, "A"),
+        ("train-0000001", 2.0, "B"),
+    ]
     assert [u.wav for u in rows] == [
         str(tmp_path / "manifests" / "train-audio" / name)
         for name in ("train-0000000.flac", "train-0000001.wav")
     ]
     same_samples(rows, data)
     written = Path(rows[0].wav).stat().st_mtime_ns
-    assert read_manifest(prepare(tmp_path / "hub", tmp_path, "train")["train"]) == rows
+    assert rows_of("train") == rows
     assert Path(rows[0].wav).stat().st_mtime_ns == written
     shutil.rmtree(tmp_path / "manifests" / "train-audio")
-    assert read_manifest(prepare(tmp_path / "hub", tmp_path, "train")["train"]) == rows
+    assert rows_of("train") == rows
     same_samples(rows, data)
-    with pytest.raises(UserError, match="split dev cannot be loaded by datasets .*Unknown split"):
-        prepare(tmp_path / "hub", tmp_path, "dev")
+    with pytest.raises(UserError, match="split dev cannot be loaded by datasets .*(Unknown|Bad) s"):
+        rows_of("dev")
+    assert streaming != any((tmp_path / "cache").rglob("*.arrow"))  # kept twice
+    parquet(dataset(in_memory(wavs), sentence=["C", "D"]), tmp_path / "hub")
+    assert [u.wrd for u in rows_of("train")] == ["C", "D"]
+
+
+def test_manifests_follow_their_folder(wavs, tmp_path):
+    data = dataset(in_memory(wavs), text=["A", "B"])
+    data.save_to_disk(tmp_path / "saved" / "train")
+    prepare(tmp_path / "saved", tmp_path / "one", "train")
+    (tmp_path / "one").rename(tmp_path / "two")
+    rows = read_manifest(prepare(tmp_path / "saved", tmp_path / "two", "train")["train"])
+    same_samples(rows, data)
+
+
+def test_a_stream_that_breaks_off_is_begun_anew(wavs, tmp_path):
+    contents = in_memory(wavs)
+    parquet(dataset(contents[:1], text=["A"]), tmp_path / "hub", "train-00000-of-00002")
+    (tmp_path / "hub" / "data" / "train-00001-of-00002.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match="hub, train: breaks off .*run the same command again"):
+        prepare(tmp_path / "hub", tmp_path, "train", streaming=True)
+    parquet(dataset(contents[1:], text=["B"]), tmp_path / "hub", "train-00001-of-00002")
+    rows = prepare(tmp_path / "hub", tmp_path, "train", streaming=True)["train"]
+    same_samples(read_manifest(rows), dataset(contents, text=["A", "B"]))
+
+
+def test_a_stream_of_text_files_is_none_of_audio(wavs, tmp_path):
+    table = tmp_path / "table"
+    table.mkdir()
+    (table / "train.csv").write_text(f"audio,text\n{wavs[0]},A\n")
+    with pytest.raises(UserError, match="table, train: its files do not tell their columns"):
+        prepare(table, tmp_path, "train", streaming=True)
 
 
 def test_other_texts_make_the_manifest_anew(wavs, tmp_path):
@@ -107,7 +151,7 @@ def test_other_texts_make_the_manifest_anew(wavs, tmp_path):
         ({"words": ["A", "B"]}, "train: has the columns audio, words, but must have audio and one"),
         (
             {"text": ["A", "B"], "audio": [None, None]},
-            "(?s)2 of 2 utterances have no audio.*-0000000",
+            "(?s)train: 2 of 2 utterances have no audio.*-0000000",
         ),
     ],
 )
@@ -118,7 +162,9 @@ def test_what_lacks_a_column_or_audio(wavs, tmp_path, columns, message):
 
 
 def test_what_is_nowhere(tmp_path):
-    with pytest.raises(UserError, match="--data_folder no/such: split train cannot be loaded"):
+    with pytest.raises(
+        UserError, match="--data_folder no/such:clean: split train cannot be loaded"
+    ):
         prepare("no/such:clean", tmp_path, "train")
 
 

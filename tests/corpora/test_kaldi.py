@@ -56,6 +56,16 @@ def test_segments_and_whole_recordings(corpus):
     check_manifests({**rows}, open_audio=True, progress=False)
 
 
+def test_a_segment_of_a_channel(corpus):
+    samples = numpy.random.default_rng(0).normal(0, 0.1, (16000, 2))
+    soundfile.write(corpus.parent / "two.flac", samples, 16000)
+    write(corpus / "test", {"segments": "A two 0 -1 0\nB two 0.5 1 1\n", "text": "A YES\nB NO\n"})
+    rows = read_manifest(prepare(corpus, "test")["test"])
+    assert [(u.ID, u.start, u.channel) for u in rows] == [("A", 0.0, 0), ("B", 0.5, 1)]
+    heard, _ = soundfile.read(corpus.parent / "two.flac", dtype="float32")
+    assert (read_audio(rows[1].wav, **rows[1].part).numpy() == heard[8000:, 1]).all()
+
+
 def test_paths_are_those_of_the_working_directory_or_of_the_data_folder(corpus, monkeypatch):
     scp = corpus / "test" / "wav.scp"
     for path, place in (("two.flac", corpus.parent), ("here.flac", corpus), ("x.flac", scp.parent)):
@@ -80,7 +90,9 @@ def test_paths_are_those_of_the_working_directory_or_of_the_data_folder(corpus, 
         ("text", "a-1 HELLO\n", "(?s)a-2: no line in text.*b-1: no line.*fix_data_dir"),
         ("text", "a-1 A\na-2 B\nb-1 C\nc-1 D\n", "c-1: no line in segments"),
         ("segments", "a-1 one 0.5\n", "segments, line 1: a-1 'one 0.5' is not"),
-        ("segments", "a-1 one 0.5 1 1\n", "a-1 'one 0.5 1 1' is not .* of a channel, write"),
+        ("segments", "a-1 one 0 1 1 1\n", "a-1 'one 0 1 1 1' is not .* a channel behind: mend"),
+        ("segments", "a-1 one 0 1 A\n", "segments, line 1: channel is 'A' of a-1"),
+        ("segments", "a-1 one 0 1 1\na-2 two 0 1\nb-1 one 0 1\n", "one.flac: has no channel 1"),
         ("segments", "a-1 one x 1\n", "segments, line 1: start is 'x' of a-1"),
         ("segments", "\na-1 one 1 0.5\n", "segments, line 2: a-1 starts at 1 and stops at 0.5"),
         ("segments", "a-1 one 1 9\na-2 two 0 1\nb-1 one 0 1\n", "a-1: .*one.flac: ends at 2 s"),

@@ -52,6 +52,25 @@ def test_cuts_are_heard_as_lhotse_hears_them(cut, tmp_path):
         assert heard.equal(torch.from_numpy(cuts[u.ID].load_audio()[0]))
 
 
+def test_a_cut_of_a_channel(tmp_path):
+    samples = numpy.random.default_rng(0).normal(0, 0.1, (32000, 2))
+    soundfile.write(tmp_path / "call.wav", samples, 16000)
+    call = lhotse.Recording.from_file(tmp_path / "call.wav", recording_id="call").to_cut()
+    call.supervisions = [
+        lhotse.SupervisionSegment(f"{channel}", "call", 0.5 + channel / 4, 1, channel, "HI")
+        for channel in (1, 0)
+    ]
+    turns = list(call.trim_to_supervisions(keep_overlapping=False))
+    cuts = {str(turn.channel): turn.with_id(str(turn.channel)) for turn in turns}
+    rows = prepare(tmp_path, *cuts.values())
+    assert [(u.ID, u.channel, u.start) for u in rows] == [("0", 0, 0.5), ("1", 1, 0.75)]
+    for u in rows:
+        assert read_audio(u.wav, **u.part).equal(torch.from_numpy(cuts[u.ID].load_audio()[0]))
+    other = replace(cuts["0"], id="other", channel=1)
+    with pytest.raises(UserError, match="other: is of channel 1, and its supervision of 0, of a"):
+        prepare(tmp_path, other)
+
+
 def test_paths_are_those_of_the_working_directory_or_of_the_folder(cut, tmp_path, monkeypatch):
     cut.recording.sources[0].source = "x.flac"
     for place in (tmp_path, tmp_path.parent):
@@ -62,7 +81,7 @@ def test_paths_are_those_of_the_working_directory_or_of_the_folder(cut, tmp_path
 
 def test_cuts_that_cannot_be_used_are_named(cut, tmp_path):
     soundfile.write(tmp_path / "two.wav", numpy.zeros((16000, 2)), 16000)
-    one_of_two = replace(cut, recording=lhotse.Recording.from_file(tmp_path / "two.wav"))
+    both = lhotse.Recording.from_file(tmp_path / "two.wav").to_cut()
     [source] = cut.recording.sources
     url = replace(cut.recording, sources=[replace(source, type="url")])
     cuts = {
@@ -72,7 +91,7 @@ def test_cuts_that_cannot_be_used_are_named(cut, tmp_path):
         "double": replace(cut, supervisions=cut.supervisions * 2),
         "audioless": replace(cut, recording=None),
         "url": replace(cut, recording=url),
-        "channel": one_of_two,
+        "channels": both,
         "fast": cut.perturb_speed(1.1),
     }
     with pytest.raises(UserError, match="train.jsonl.gz: 7 cuts cannot be used") as error:
@@ -83,7 +102,7 @@ def test_cuts_that_cannot_be_used_are_named(cut, tmp_path):
         "double: has 2 supervisions",
         "audioless: has no recording",
         "url: its audio is of url",
-        "channel: is one of 2 channels",
+        "channels: is a MultiCut",
         "fast: its audio is changed by Speed",
     ):
         assert told in str(error.value)

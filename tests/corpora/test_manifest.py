@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -21,6 +22,7 @@ from speechbrain_summarymixing.corpora.manifest import (
 from speechbrain_summarymixing.errors import UserError
 
 SEGMENTS = b"ID,duration,wav,wrd,start,stop\n"
+CHANNELS = b"ID,duration,wav,wrd,channel\n"
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip)
 
 
@@ -38,6 +40,7 @@ def wav(tmp_path):
             *(TEXT, st.floats(0, 1e6), TEXT, TEXT, TEXT),
             start=st.just(0.0) | st.floats(0, 1e3),
             stop=st.just(math.inf) | st.floats(1e3, 1e6, exclude_min=True),
+            channel=st.none() | st.integers(0, 9),
         ).filter(lambda u: "$" not in u.wav and all((u.ID, u.wav, u.wrd))),
         min_size=1,
         max_size=5,
@@ -78,6 +81,10 @@ def test_columns_of_other_recipes(tmp_path):
         (SEGMENTS + b"a,1,x.wav,A,2,2\n", "line 2: a starts at 2 and stops at 2 s, but"),
         (SEGMENTS + b"a,1,x.wav,A,-1,2\n", "line 2: a starts at -1 and stops at 2 s, but"),
         (SEGMENTS + b"a,1,x.wav,A,nan,2\n", "line 2: a starts at nan"),
+        (CHANNELS + b"a,1,x.wav,A,B\n", "line 2: channel is 'B' of a, but must be a whole number"),
+        (CHANNELS + b"a,1,x.wav,A,-1\n", "line 2: channel is '-1' of a"),
+        (CHANNELS + b"a,1,x.wav,A,0.5\n", "line 2: channel is '0.5' of a"),
+        (CHANNELS + b"a,1,x.wav,A,nan\n", "line 2: channel is 'nan' of a"),
     ],
 )
 def test_unreadable_manifests(tmp_path, content, message):
@@ -190,9 +197,29 @@ def test_segments_are_compared_with_their_file_which_is_opened_once(wav, tmp_pat
     assert "head" not in report and "tail" not in report
 
 
-def test_a_changed_segment_is_another_manifest(wav):
+def test_a_changed_segment_or_channel_is_another_manifest(wav):
     rows = [Utterance("a", 0.2, wav, "", "A", start, start + 0.2) for start in (0.0, 0.1)]
-    assert fingerprint({"train": rows[:1]}) != fingerprint({"train": rows[1:]})
+    rows += [replace(rows[0], channel=channel) for channel in (0, 1)]
+    assert len({fingerprint({"train": [row]}) for row in rows}) == 4
+    assert fingerprint({"train": rows}) == fingerprint({"train": rows[::-1]})
+
+
+def test_channels_of_a_file(tmp_path):
+    wav = tmp_path / "two.wav"
+    soundfile.write(wav, numpy.random.default_rng(0).normal(0, 0.1, (8000, 2)), 16000)
+    path = tmp_path / "x.csv"
+    lines = [f"a,0.5,{wav},A,0", f"b,0.5,{wav},B,1.0", f"c,0.5,{wav},C,"]
+    path.write_text("ID,duration,wav,wrd,channel\n" + "\n".join(lines))
+    rows = read_manifest(path)
+    assert [u.channel for u in rows] == [0, 1, None]
+    assert [u.is_segment for u in rows] == [True, True, False]
+    check_manifests({"train": rows}, open_audio=True, progress=False)
+    wrong = f"far: {wav}: has no channel 2, but 2, which are counted from 0"
+    with pytest.raises(UserError, match=f"1 segments are not in their audio:\n  {wrong}"):
+        probe([("far", wav, "", "A", 0.0, math.inf, 2)], progress=False)
+    rows.append(Utterance("far", 0.5, str(wav), "", "A", channel=2))
+    with pytest.raises(UserError, match=f"segments that are not in their audio:\n  train: {wrong}"):
+        check_manifests({"train": rows}, open_audio=True, progress=False)
 
 
 def nemo(path, *entries):
@@ -208,11 +235,17 @@ def test_json_lines_of_nemo(tmp_path):
         {"audio_filepath": "wavs/a.1.wav", "duration": 1.5, "text": "hey you", "lang": "en"},
         {"audio_filepath": "../b.flac", "duration": 2, "text": "ho", "offset": 0.25, "speaker": 0},
         {"audio_filepath": str(tmp_path / "c.flac"), "duration": 1, "text": "", "offset": None},
+        {"audio_filepath": "d.wav", "duration": 1, "text": "B", "channel": 1},
+        {"audio_filepath": "d.wav", "duration": 1, "text": "A", "channel": 0, "offset": 0},
     )
     assert read_manifest(path) == [
         Utterance("corpus-wavs-a-1", 1.5, str(folder / "wavs/a.1.wav"), "", "hey you"),
         Utterance("b-0_250-2_250", 2.0, str(tmp_path / "b.flac"), "0", "ho", 0.25, 2.25),
         Utterance("c", 1.0, str(tmp_path / "c.flac"), "", ""),
+        Utterance("corpus-d-channel1", 1.0, str(folder / "d.wav"), "", "B", channel=1),
+        Utterance(
+            *("corpus-d-0_000-1_000-channel0", 1.0, str(folder / "d.wav"), "", "A", 0.0, 1.0, 0)
+        ),
     ]
 
 
@@ -227,6 +260,10 @@ def test_json_lines_of_nemo(tmp_path):
         ('{"audio_filepath": "x.wav", "duration": 1, "text": null}', "is no JSON object with"),
         ('{"audio_filepath": "x.wav", "duration": 1, "text": "", "offset": -1}', "starts at -1"),
         ('{"audio_filepath": "x.wav", "duration": 0, "text": "", "offset": 1}', "stops at 1 s"),
+        (
+            '{"audio_filepath": "x.wav", "duration": 1, "text": "", "channel": "A"}',
+            "channel is 'A'",
+        ),
     ],
 )
 def test_json_lines_that_are_none_of_nemo(tmp_path, line, message):

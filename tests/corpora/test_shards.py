@@ -68,17 +68,21 @@ def test_a_segment_is_cut_out_and_heard_as_in_its_file(tmp_path):
     samples = numpy.random.default_rng(0).normal(0, 0.1, (22050 * 3, 2))
     wav = tmp_path / "long.ogg"
     soundfile.write(wav, samples, 22050)
-    rows = [
-        Utterance(f"u{i}", 1.0, str(wav), "", "A", float(i), float(i + 1)) for i in range(3)
-    ] + [Utterance("all", 3.0, str(wav), "", "B")]
+    rows = [Utterance(f"u{i}", 1.0, str(wav), "", "A", float(i), float(i + 1)) for i in range(3)]
+    rows += [
+        Utterance("all", 3.0, str(wav), "", "B"),
+        Utterance("right", 3.0, str(wav), "", "B", channel=1),
+    ]
     write_manifest(tmp_path / "all.csv", rows)
     shards.write_shards(tmp_path / "all.csv", tmp_path / "shards", progress=False)
     [entries] = contents(tmp_path / "shards").values()
     content = dict(entries)
     assert content["all.ogg"] == wav.read_bytes()
-    for i in range(3):
-        heard = read_audio(wav, start=i, stop=i + 1)
-        torch.testing.assert_close(read_audio(content[f"u{i}.flac"]), heard, rtol=0, atol=1e-6)
+    for row in (row for row in rows if row.ID != "all"):
+        heard = read_audio(wav, **row.part)
+        torch.testing.assert_close(
+            read_audio(content[f"{row.ID}.flac"]), heard, rtol=0, atol=1e-6, msg=row.ID
+        )
 
 
 def test_a_shard_is_full_at_its_seconds(manifest, tmp_path):

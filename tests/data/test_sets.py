@@ -22,9 +22,9 @@ def manifest(folder, split="test"):
 def test_audio_of_csv_files_is_opened_once(train, changed_csv, tmp_path, monkeypatch):
     path = changed_csv(tmp_path / "train.csv", lambda rows: None)
     opened = []
-    original = checks.durations
+    original = checks.headers
     monkeypatch.setattr(
-        checks, "durations", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
+        checks, "headers", lambda paths, **kw: opened.extend(paths) or original(paths, **kw)
     )
     train(train_csv=path, number_of_epochs=1)
     assert len(opened) == 24 + 5 + 6
@@ -36,14 +36,17 @@ def test_audio_of_csv_files_is_opened_once(train, changed_csv, tmp_path, monkeyp
 
 
 def segments_of_one_file(noises, folder, split):
-    """A CSV file of the utterances of a set as segments of one recording."""
+    """A CSV file of the utterances of a set as segments of a channel of one recording."""
     rows, samples = list(manifest(noises, split).values()), []
     for row in rows:
         row["start"] = sum(map(len, samples)) / 16000
         samples.append(soundfile.read(row["wav"])[0])
         row["stop"] = sum(map(len, samples)) / 16000
         row["wav"] = folder / f"{split}.flac"
-    soundfile.write(folder / f"{split}.flac", numpy.concatenate(samples), 16000)
+        row["channel"] = 1
+    speech = numpy.concatenate(samples)
+    other = numpy.random.default_rng(0).normal(0, 0.1, len(speech))
+    soundfile.write(folder / f"{split}.flac", numpy.stack([other, speech], axis=1), 16000)
     with open(folder / f"{split}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -70,7 +73,7 @@ def test_segments_of_long_files_train_and_test_as_files_of_their_own(train, nois
     assert (folder / "errors_test.csv").read_text() == details
     lines = [
         {"audio_filepath": "test.flac", "text": row["wrd"], "duration": float(row["duration"])}
-        | {"offset": row["start"]}
+        | {"offset": row["start"], "channel": row["channel"]}
         for row in rows["test"]
     ]
     (tmp_path / "long" / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -46,6 +46,12 @@ def test_more_tokens_than_frames_have_no_confidence():
     assert token_confidences([], log_probs, blank=0) == []
 
 
+def test_a_transducer_tells_the_probability_of_each_token():
+    log_probs = torch.tensor([0.9, 0.5, 0.7]).log()
+    words = words_of([1, 2, 3], ["▁A", "B", "▁C"], log_probs, blank=0)
+    assert [(w.word, w.confidence, w.sure) for w in words] == [("AB", 0.5, True), ("C", 0.7, True)]
+
+
 def test_a_word_is_as_sure_as_its_worst_token_and_the_words_around_it():
     def words(*probabilities):
         log_probs = torch.full((8, 6), -20.0)

@@ -11,6 +11,7 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.ASR import EncoderDecoderASR
+from tiny import task_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.analysis.diagnostic_attention import DiagnosticAttention
@@ -19,6 +20,7 @@ from speechbrain_summarymixing.data import sets
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.tasks.language_model import LanguageModel
 from speechbrain_summarymixing.tasks.recognition import ASR
+from speechbrain_summarymixing.tasks.transducer import Transducer
 from speechbrain_summarymixing.tasks.understanding import Understanding
 from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import load_hyperparams
@@ -27,11 +29,14 @@ ROOT = Path(__file__).parents[2]
 MINI = sorted(ROOT.glob("hparams/*.yaml"))
 AN4 = sorted(ROOT.glob("recipes/AN4/ASR/hparams/*.yaml"))
 PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
+PAPER_SIZE += sorted(ROOT.glob("recipes/*/ASR/transducer/hparams/*.yaml"))
 RECIPES = sorted(ROOT.glob("recipes/*/ASR/**/hparams/*.yaml"))
 CLASSIFICATION = sorted(ROOT.glob("recipes/Google-speech-commands/hparams/*.yaml"))
 UNDERSTANDING = sorted(ROOT.glob("recipes/*/direct/hparams/*.yaml"))
 DIAGNOSTICS = ROOT / "docs/mixers/diagnostics.yaml"
+CTC = {"num_decoder_layers": 0}  # of systems that have no decoder
 LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
+TRANSDUCERS = ROOT / "recipes/LibriSpeech/ASR/transducer/hparams"
 
 
 @functools.cache
@@ -66,11 +71,17 @@ def test_full_size(yaml):
     assert low < millions(hparams["model"]) < high
     with FakeTensorMode(allow_non_fake_inputs=True):
         frames = torch.rand(2, 40, hparams["front_end_output"])
-        tokens = torch.ones(2, 5, dtype=torch.long)
+        tokens = torch.ones(2, 5, dtype=torch.long) if hparams["num_decoder_layers"] else None
         encoded, decoded = hparams["transformer"](frames, tokens, None)
-    stride = hparams["transformer"].encoder.stride
-    assert encoded.shape == (2, 40 // stride, hparams["d_model"])
-    assert hparams["seq_lin"](decoded).shape == (2, 5, hparams["vocab_size"])
+        if task_of(yaml) is Transducer:
+            scores = hparams["head"](encoded, torch.ones(2, 5, dtype=torch.long))
+    length = 40 // hparams["transformer"].encoder.stride
+    assert encoded.shape == (2, length, hparams["d_model"])
+    assert hparams["ctc_lin"](encoded).shape == (2, length, hparams["vocab_size"])
+    if task_of(yaml) is Transducer:
+        assert scores.shape == (2, length, 6, hparams["vocab_size"])
+    elif tokens is not None:
+        assert hparams["seq_lin"](decoded).shape == (2, 5, hparams["vocab_size"])
 
 
 def test_full_size_of_the_language_model():
@@ -94,12 +105,13 @@ def test_full_size_of_understanding_and_keywords(yaml):
 
 
 @pytest.mark.slow
-def test_the_readmes_table_of_parameters():
-    text = (LIBRISPEECH.parent / "README.md").read_text()
+@pytest.mark.parametrize("folder", [LIBRISPEECH, TRANSDUCERS], ids=["transformer", "transducer"])
+def test_the_readmes_table_of_parameters(folder):
+    text = (folder.parent / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)`.*\| ([\d.]+) \| ([\d.]*) *\|$", text, re.MULTILINE)
-    assert {name for name, _, _ in rows} == {yaml.stem for yaml in LIBRISPEECH.glob("*.yaml")}
+    assert {name for name, _, _ in rows} == {yaml.stem for yaml in folder.glob("*.yaml")}
     for name, whole, encoder in rows:
-        hparams = built(LIBRISPEECH / f"{name}.yaml")
+        hparams = built(folder / f"{name}.yaml")
         assert millions(hparams["model"]) == pytest.approx(float(whole), abs=0.0501), name
         if encoder:
             counted = millions(hparams["transformer"].encoder)
@@ -134,8 +146,9 @@ def test_the_size_option_changes_the_encoders_size(yaml):
 
 @pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
-    options = {"front_end_channels": "[]"} if yaml.stem == "contextnet" else {}
-    brain, batch = after_a_step_and_a_decode(ASR, command(tmp_path, yaml=yaml, **options))
+    own = {"contextnet": {"front_end_channels": "[]"}, "sumformer_streaming": CTC}
+    arguments = command(tmp_path, yaml=yaml, **own.get(yaml.stem, {}))
+    brain, batch = after_a_step_and_a_decode(task_of(yaml), arguments)
     assert list(brain.measured) == batch.id
 
 

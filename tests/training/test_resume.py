@@ -104,7 +104,10 @@ def attempts(command, folder, kills, **options):
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_anywhere_the_run_equals_the_uninterrupted_one(command, tmp_path, accumulation):
-    options = {"grad_accumulation_factor": accumulation}
+    options = {
+        "grad_accumulation_factor": accumulation,
+        **{"chunk_frames": "[2, 8]", "left_chunks": "[0, 3]"},
+    }
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     [whole], _ = attempts(command, tmp_path / "whole", [], **options)
@@ -120,7 +123,7 @@ def test_killed_anywhere_the_run_equals_the_uninterrupted_one(command, tmp_path,
     for steps in runs:
         begin = position[tuple(steps[0][:2])] if steps else reached
         # no step is left out, at most what one checkpoint interval holds is done again, and each
-        # hears the same augmented speech and has the same loss, of the same dropout
+        # hears the same augmented speech and has the same loss, of the same dropout and chunks
         assert reached - 2 * accumulation <= begin <= reached
         assert steps == whole[begin : begin + len(steps)]
         reached = begin + len(steps)
