@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def test_the_source_distribution_holds_what_the_clone_does(sources, built):
         names = {name.partition("/")[2] for name in tar.getnames()}
     files = {str(path.relative_to(sources)) for path in sources.rglob("*") if path.is_file()}
     assert files - names == set()
+
+
+def test_the_servers_page_is_in_the_wheel(built):
+    (wheel,) = built.glob("*.whl")
+    assert "speechbrain_summarymixing/inference/page.html" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_every_system_is_in_the_wheel(python, tmp_path):
