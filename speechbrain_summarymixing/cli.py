@@ -2,18 +2,21 @@
 
 import argparse
 import errno
-import json
 import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
 
 from speechbrain_summarymixing import __version__
 from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare
 from speechbrain_summarymixing.errors import UserError
-
-ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+from speechbrain_summarymixing.inference.commands import (
+    DECODING,
+    add_decoding,
+    add_formats,
+    check_formats,
+    write_answer,
+)
 
 
 def main(argv=None):
@@ -90,6 +93,8 @@ def _add_answering(commands, name, help_line, answer):
             help="cut longer files in their pauses into segments of so many seconds at most, each "
             "decoded by itself (default: as long as the model was trained on, or 20)",
         )
+        add_decoding(parser)
+        add_formats(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)
 
@@ -98,12 +103,13 @@ def _answer(arguments):
     given = vars(arguments)
     options = {
         name: given[name]
-        for name in ("batch_seconds", "segment_seconds")
+        for name in ("batch_seconds", "segment_seconds", "nbest", *DECODING)
         if given.get(name) is not None
     }
     for name, value in options.items():
-        if not value > 0:
+        if name.endswith("_seconds") and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}, but must be above 0")
+    check_formats(arguments)
     # torch takes seconds to import: only a command that needs it waits
     from tqdm import tqdm
 
@@ -132,13 +138,7 @@ def _print(result, arguments):
         print(f"error: {result.error}", file=sys.stderr)
     elif (doubt := result.doubt()) is not None:
         print(f"warning: {result.file}: {doubt}", file=sys.stderr)
-    if arguments.json:
-        content = {k: v for k, v in asdict(result).items() if v is not None}
-        print(json.dumps(content, ensure_ascii=False), flush=True)
-    elif result.error is None:
-        many = len(arguments.files) > 1
-        name = result.file.translate(ESCAPED)  # a line for each file, whatever it is called
-        print(f"{name}\t{result.line()}" if many else result.line(), flush=True)
+    write_answer(result, arguments)
 
 
 def _add_train(commands):
