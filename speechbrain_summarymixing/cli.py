@@ -8,13 +8,13 @@ import signal
 import sys
 
 from speechbrain_summarymixing import __version__
-from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare
+from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare, add_evaluate
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
-    DECODING,
     add_decoding,
     add_formats,
     check_formats,
+    decoding_options,
     write_answer,
 )
 
@@ -37,6 +37,7 @@ def main(argv=None):
     _add_answering(
         commands, "classify", "print the class of audio files", "class and its probability"
     )
+    add_evaluate(commands)
     _add_train(commands)
     _add_flatten(commands)
     _add_convert(commands)
@@ -100,15 +101,7 @@ def _add_answering(commands, name, help_line, answer):
 
 
 def _answer(arguments):
-    given = vars(arguments)
-    options = {
-        name: given[name]
-        for name in ("batch_seconds", "segment_seconds", "nbest", *DECODING)
-        if given.get(name) is not None
-    }
-    for name, value in options.items():
-        if name.endswith("_seconds") and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, but must be above 0")
+    options = decoding_options(arguments)
     check_formats(arguments)
     # torch takes seconds to import: only a command that needs it waits
     from tqdm import tqdm

@@ -13,7 +13,7 @@ from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference import subtitles
 
 FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
-DECODING = ("decoder", "beam_size", "ngram")
+DECODING = ("decoder", "beam_size", "ngram", "batch_seconds", "segment_seconds", "nbest")
 ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 
 
@@ -30,6 +30,16 @@ def add_decoding(parser):
     parser.add_argument(
         "--ngram", metavar="FILE", help="KenLM's or ARPA, which joins in CTC's --decoder beam"
     )
+
+
+def decoding_options(arguments):
+    """Returns those of `DECODING` that are given, by name; a `UserError` tells of bad ones."""
+    given = vars(arguments)
+    options = {name: given[name] for name in DECODING if given.get(name) is not None}
+    for name, value in options.items():
+        if name.endswith("_seconds") and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}, but must be above 0")
+    return options
 
 
 def add_formats(parser):

@@ -91,7 +91,10 @@ class CTCBeam(CTCPrefixBeamSearcher):
         self.topk = nbest
         found = self.decode_log_probs(log_probs.float().cpu().numpy(), log_probs.size(0))
         return [
-            ([ord(character) - FIRST for character in one.text.replace(" ", "")], float(one.lm_score))
+            (
+                [ord(character) - FIRST for character in one.text.replace(" ", "")],
+                float(one.lm_score),
+            )
             for one in found
         ]
 
