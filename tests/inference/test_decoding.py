@@ -117,7 +117,21 @@ def test_what_a_search_does_not_have_is_refused(model, tmp_path, monkeypatch):
         transcribe(model, FILES, decoder="beam", ngram=tmp_path / "x.arpa")
 
 
-ARPA = "\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n-1 <unk>\n-99\t<s>\t0\n-1\t</s>\n{}\n\n\\2-grams:\n-0.1\t<s> ab\n\n\\end\\\n"
+ARPA = """\\data\\
+ngram 1=5
+ngram 2=1
+
+\\1-grams:
+-1\t<unk>
+-99\t<s>\t0
+-1\t</s>
+{}
+
+\\2-grams:
+-0.1\t<s> ab
+
+\\end\\
+"""
 
 
 def test_n_grams_choose_between_words_that_sound_alike(tmp_path):
