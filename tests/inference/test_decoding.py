@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -15,6 +17,8 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.decoding import Decoder
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam
+from speechbrain_summarymixing.lobes.transducer import StatelessPredictor, TransducerHead
+from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
 
 ALL = {"beam_prune_logp": -1e9, "token_prune_min_logp": -1e9}
 PIECES = ["<unk>", "▁a", "b", "▁ab"]  # of which two texts are written in two ways
@@ -147,3 +151,32 @@ def test_n_grams_choose_between_words_that_sound_alike(tmp_path):
     assert CTCBeam(PIECES, blank_index=0, beam_size=20, **ALL).search(log_probs)[0][0] == [1]
     assert best(-0.1, -6.0) == [1]
     assert best(-6.0, -0.1) in ([3], [1, 2])
+
+
+def test_a_transducer_has_searches_of_its_own_which_tell_the_frames():
+    torch.manual_seed(0)
+    predictor = partial(StatelessPredictor, width=16)
+    head = TransducerHead(30, predictor=predictor, encoder_width=24, joint_width=32).eval()
+    searches = {
+        "greedy": TransducerGreedy(head, max_symbols=1),
+        "beam": TransducerBeam(head, beam_size=3, max_symbols=1),
+    }
+    encoded, lengths = torch.randn(2, 12, 24), torch.tensor([1.0, 0.5])
+    model = SimpleNamespace(
+        device="cpu",
+        encode_batch=lambda wavs, lengths: encoded,
+        mods=SimpleNamespace(decoder=searches["beam"]),
+        hparams=SimpleNamespace(greedy_search=searches["greedy"]),
+    )
+    for name in (None, "greedy", "beam"):
+        tokens, frames, log_probs, _ = searches[name or "beam"](encoded, lengths)
+        assert any(tokens)
+        for found, *expected in zip(Decoder(model, name)(encoded, lengths), tokens, frames):
+            assert found[0].tokens == expected[0]
+            spelt = [f for t, f in zip(*expected) if t > 2]
+            assert [(span.start, span.stop) for span in found[0].spans] == [
+                (frame, frame + 1) for frame in spelt
+            ]
+    for options, told in (({"name": "joint"}, "beam and greedy"), ({"nbest": 2}, "best alone")):
+        with pytest.raises(UserError, match=told):
+            Decoder(model, **options)
