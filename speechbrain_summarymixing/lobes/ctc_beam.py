@@ -41,7 +41,7 @@ class CTCBeam(CTCPrefixBeamSearcher):
     >>> search = CTCBeam(["<unk>", "▁a", "b"], blank_index=0, beam_size=4)
     >>> log_probs = torch.tensor([[0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]).log()
     >>> [(tokens, round(score, 3)) for tokens, score in search.search(log_probs, nbest=2)]
-    [([1, 2], -0.58), ([2], -1.347)]
+    [([1, 2], -0.58), ([2], -1.386)]
 
     Reference: Hannun et al., arXiv 1408.2873, algorithm 1.
     """
@@ -71,8 +71,7 @@ class CTCBeam(CTCPrefixBeamSearcher):
             ) from error
         self.is_spm = True  # also where no piece begins a word
         if self.lm is not None:
-            spelling = {FIRST + token: piece.lstrip(BEGINS) for token, piece in enumerate(pieces)}
-            self.lm = _Spelled(self.lm, spelling)
+            self.lm = SpelledScorer(self.lm, pieces)
 
     def search(self, log_probs, *, nbest=1):
         """Returns the best hypotheses of one utterance.
@@ -98,26 +97,45 @@ class CTCBeam(CTCPrefixBeamSearcher):
             for one in found
         ]
 
-    def _get_new_beam(self, frame_index, new_prefix, new_token, *arguments, **options):
-        """As SpeechBrain's, which looks for a word's first token as it is not written."""
-        if new_token[:1] == BEGINS:
-            new_prefix = new_prefix[: -len(new_token)] + " " + new_token[1:]
-        return super()._get_new_beam(frame_index, new_prefix, new_token, *arguments, **options)
+    def _get_new_beam(
+        self, frame_index, new_prefix, new_token, new_token_index, beams, p, previous_beam
+    ):
+        """As SpeechBrain's, which looks for a word's first token as it is not written.
+
+        Where a token occurs twice in a row, SpeechBrain's tells the language model one.
+        """
+        begins, known = new_token[:1] == BEGINS, len(beams)
+        if begins:
+            new_prefix = previous_beam.text + " " + new_token[1:]
+        beam = super()._get_new_beam(
+            frame_index, new_prefix, new_token, new_token_index, beams, p, previous_beam
+        )
+        if len(beams) > known and not begins and new_token_index == previous_beam.last_token_index:
+            beam.partial_word += new_token
+        return beam
 
 
-class _Spelled:
-    """SpeechBrain's scorer of words, told tokens."""
+class SpelledScorer:
+    """Lets SpeechBrain's `KenlmScorer` score words that are spelt by the characters of `CTCBeam`.
 
-    def __init__(self, scorer, spelling):
-        self._scorer, self._spelling = scorer, spelling
-        self.order, self.get_start_state = scorer.order, scorer.get_start_state
+    Arguments
+    ---------
+    scorer : KenlmScorer
+    pieces : list of str
+        As for `CTCBeam`.
+    """
+
+    def __init__(self, scorer, pieces):
+        self._scorer, self.order = scorer, scorer.order
+        self.get_start_state = scorer.get_start_state
+        self._spelling = {FIRST + token: piece.strip(BEGINS) for token, piece in enumerate(pieces)}
 
     def score(self, state, word, is_last_word=False):
-        """As SpeechBrain's."""
+        """As the scorer's."""
         return self._scorer.score(state, word.translate(self._spelling), is_last_word)
 
     def score_partial_token(self, word):
-        """As SpeechBrain's."""
+        """As the scorer's."""
         return self._scorer.score_partial_token(word.translate(self._spelling))
 
 

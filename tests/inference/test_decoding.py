@@ -16,7 +16,7 @@ from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.decoding import Decoder
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
-from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam
+from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam, SpelledScorer
 from speechbrain_summarymixing.lobes.transducer import StatelessPredictor, TransducerHead
 from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
 
@@ -119,6 +119,28 @@ def test_what_a_search_does_not_have_is_refused(model, tmp_path, monkeypatch):
     (tmp_path / "x.arpa").touch()
     with pytest.raises(UserError, match=r"speechbrain-summarymixing\[ngram\]"):
         transcribe(model, FILES, decoder="beam", ngram=tmp_path / "x.arpa")
+
+
+def test_the_language_model_is_told_words_and_each_of_them_once():
+    """Of a unigram model the score of a text is that of its words, whatever tokens spell them."""
+    told = {"a": -3.0, "b": -1.0, "ab": -0.5}
+    scorer = SimpleNamespace(
+        order=1,
+        get_start_state=lambda: None,
+        score=lambda state, word, last: (told.get(word, -9.0), None),
+        score_partial_token=lambda word: 0.0,
+    )
+    for seed in range(4):
+        random = torch.Generator().manual_seed(seed)
+        log_probs = torch.randn(5, 4, generator=random).log_softmax(1)
+        search = CTCBeam(PIECES, blank_index=0, beam_size=2000, **ALL)
+        search.lm = SpelledScorer(scorer, PIECES)
+        found = search.search(log_probs, nbest=8)
+        acoustic = dict(summed(log_probs))
+        for tokens, score in found:
+            words = "".join(PIECES[token] for token in tokens).replace("▁", " ").split()
+            expected = acoustic[tuple(tokens)] + sum(told.get(word, -9.0) for word in words)
+            assert score == pytest.approx(expected, abs=1e-5)
 
 
 ARPA = """\\data\\
