@@ -2,21 +2,25 @@
 
 import argparse
 import errno
-import json
 import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
 
 from speechbrain_summarymixing import __version__
-from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare
+from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare, add_evaluate
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.commands import add_serve
+from speechbrain_summarymixing.inference.commands import (
+    add_decoding,
+    add_formats,
+    add_serve,
+    check_formats,
+    decoding_options,
+    write_answer,
+)
 from speechbrain_summarymixing.inference.stream_commands import (
     add_stream,
     check_stream,
-    line_of,
     transcribe_streams,
 )
 
@@ -40,6 +44,7 @@ def main(argv=None):
         commands, "classify", "print the class of audio files", "class and its probability"
     )
     add_serve(commands)
+    add_evaluate(commands)
     _add_train(commands)
     _add_flatten(commands)
     _add_convert(commands)
@@ -100,6 +105,8 @@ def _add_answering(commands, name, help_line, answer):
             "decoded by itself (default: as long as the model was trained on, or 20)",
         )
         add_stream(parser, files)
+        add_decoding(parser)
+        add_formats(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_answer)
 
@@ -109,15 +116,8 @@ def _answer(arguments):
         check_stream(arguments)
         if arguments.stream:
             return transcribe_streams(arguments)
-    given = vars(arguments)
-    options = {
-        name: given[name]
-        for name in ("batch_seconds", "segment_seconds")
-        if given.get(name) is not None
-    }
-    for name, value in options.items():
-        if not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, but must be above 0")
+    options = decoding_options(arguments)
+    check_formats(arguments)
     # torch takes seconds to import: only a command that needs it waits
     from tqdm import tqdm
 
@@ -146,11 +146,7 @@ def _print(result, arguments):
         print(f"error: {result.error}", file=sys.stderr)
     elif (doubt := result.doubt()) is not None:
         print(f"warning: {result.file}: {doubt}", file=sys.stderr)
-    if arguments.json:
-        content = {k: v for k, v in asdict(result).items() if v is not None}
-        print(json.dumps(content, ensure_ascii=False), flush=True)
-    elif result.error is None:
-        print(line_of(result.file, result.line(), arguments), flush=True)
+    write_answer(result, arguments)
 
 
 def _add_train(commands):

@@ -1,4 +1,4 @@
-"""The commands ``summarymixing benchmark`` and ``compare``.
+"""The commands ``summarymixing evaluate``, ``benchmark`` and ``compare``.
 
 A command imports what it needs when it runs, since torch takes seconds.
 """
@@ -6,6 +6,75 @@ A command imports what it needs when it runs, since torch takes seconds.
 import logging
 import shlex
 from itertools import product
+
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.commands import add_decoding, decoding_options
+
+
+def add_evaluate(commands):
+    """Adds ``evaluate`` to the commands of a parser."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="word and character errors of a model on speech whose words are known",
+        description="Prints WER and CER with 95%% intervals over utterances, and the real-time "
+        "factor. Utterances without a transcript or whose audio cannot be read are named on "
+        "stderr, the others are measured, and the exit status is 1.",
+    )
+    parser.add_argument("model", help="folder of an exported model, or its name on the hub")
+    parser.add_argument(
+        "manifest",
+        help="CSV, NeMo's JSON lines, lhotse's .jsonl.gz, a data folder of Kaldi, or a folder of "
+        "audio with <name>.txt beside each file",
+    )
+    parser.add_argument(
+        "--against", metavar="MODEL", help="another model: difference by a paired bootstrap"
+    )
+    parser.add_argument("--data-root", help="what $data_root in the manifest stands for")
+    parser.add_argument(
+        "--language",
+        metavar="LOCALE",
+        help="normalise both texts first, as en: capitals, no punctuation (default: as they are)",
+    )
+    add_decoding(parser)
+    parser.add_argument("--stream", action="store_true", help="hear each utterance as a stream")
+    parser.add_argument("--chunk-ms", type=int, metavar="N", help="of a stream (default: 640)")
+    parser.add_argument("--segment-seconds", type=float, metavar="S", help="as for transcribe")
+    parser.add_argument("--batch-seconds", type=float, metavar="S", help="as for transcribe")
+    parser.add_argument("--alignments", metavar="FILE", help="write each utterance's, of MODEL")
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments):
+    options = decoding_options(arguments)
+    chunk_ms = arguments.chunk_ms
+    if arguments.stream and options:
+        raise UserError(
+            f"--stream is given with {' and '.join(options)}, but a stream has one search and no "
+            "segments: leave these out"
+        )
+    if chunk_ms is not None and not arguments.stream:
+        raise UserError(f"--chunk-ms is {chunk_ms}, but without --stream there are no chunks")
+    from speechbrain_summarymixing.analysis.evaluate import evaluate
+    from speechbrain_summarymixing.inference.streaming import CHUNK_MS
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    failed = evaluate(
+        arguments.model,
+        arguments.manifest,
+        against=arguments.against,
+        data_root=arguments.data_root,
+        language=arguments.language,
+        device=arguments.device,
+        chunk_ms=chunk_ms or CHUNK_MS if arguments.stream else None,
+        alignments=arguments.alignments,
+        as_json=arguments.json,
+        progress=not arguments.no_progress,
+        **options,
+    )
+    return 1 if failed else 0
 
 
 def add_benchmark(commands):

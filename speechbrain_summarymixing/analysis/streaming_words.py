@@ -5,7 +5,6 @@ from itertools import islice
 
 import numpy
 import torch
-from speechbrain.inference.ASR import EncoderASR
 
 from speechbrain_summarymixing.analysis.measuring import (
     resident_mb,
@@ -14,7 +13,6 @@ from speechbrain_summarymixing.analysis.measuring import (
 )
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.confidence import spelled_words, token_spans
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import transcribe
 
@@ -144,18 +142,7 @@ def word_ends(model, file):
     (transcript,) = transcribe(model, [file])
     if transcript.error is not None:
         raise UserError(transcript.error)
-    rate = model.hparams.sample_rate
-    samples = read_audio(file, rate).unsqueeze(0)
-    with torch.no_grad():
-        log_probs = model.encode_batch(samples, torch.ones(1))
-        if not isinstance(model, EncoderASR):  # which encodes as far as CTC's log-probabilities
-            log_probs = model.hparams.ctc_lin(log_probs).log_softmax(-1)
-    tokens = model.tokenizer.encode_as_ids(transcript.text)
-    spans = token_spans(tokens, log_probs[0], blank=0)
-    pieces = [model.tokenizer.id_to_piece(token) for token in tokens]
-    frame_seconds = model.hparams.compute_features.samples / rate
-    words = list(spelled_words(pieces, spans))
-    return [(word, found[-1].end * frame_seconds) for word, found in words]
+    return [(word.word, word.end) for word in transcript.words]
 
 
 def throughput(name, model, *, chunk_ms, streams=STREAMS, rounds=30, samples=None):

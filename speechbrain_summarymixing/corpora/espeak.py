@@ -9,6 +9,7 @@ utterances from its standard input, and imports no torch.
 import ctypes
 import json
 import sys
+from itertools import takewhile
 
 import numpy
 import scipy.signal
@@ -17,11 +18,32 @@ import soundfile
 SAMPLE_RATE = 16000  # Hz
 RATE, PITCH, RANGE = 1, 3, 4  # espeak's parameters: words a minute, 0..100, 0..100
 SYNCHRONOUS = 2
+END, WORD = 0, 1  # espeak's kinds of events: there is no other, a word begins
 SHORTEST, LONGEST = 1.0, 6.0  # seconds, the latter unless an utterance tells its own
 
 
+class _Event(ctypes.Structure):
+    """What espeak tells of a sample: its ``espeak_EVENT``."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
 class Espeak:
-    """espeak-ng through ctypes."""
+    """espeak-ng through ctypes.
+
+    ``begins`` tells of the last utterance where words begin: from the place of a word's first
+    letter in the text to seconds. Words that espeak speaks as one, such as "of the", are there by
+    the first of them.
+    """
 
     def __init__(self):
         import espeakng_loader
@@ -32,15 +54,21 @@ class Espeak:
         if self.sample_rate <= 0:
             raise RuntimeError(f"espeak-ng did not start with its data in {data.decode()}")
         callback = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+            ctypes.c_int,
+            ctypes.POINTER(ctypes.c_short),
+            ctypes.c_int,
+            ctypes.POINTER(_Event),
         )
-        self._samples = []
+        self._samples, self.begins = [], {}
         self._callback = callback(self._collect)  # kept: espeak holds a bare pointer
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _collect(self, samples, count, _):
+    def _collect(self, samples, count, events):
         if samples and count > 0:
             self._samples.append(numpy.ctypeslib.as_array(samples, (count,)).copy())
+        for event in takewhile(lambda event: event.type != END, events or ()):
+            if event.type == WORD:
+                self.begins[event.text_position - 1] = event.sample / self.sample_rate
         return 0
 
     def speak(self, text, *, accent, variant, rate, pitch, pitch_range, seed):
@@ -51,7 +79,7 @@ class Espeak:
         for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-        self._samples = []
+        self._samples, self.begins = [], {}
         utf8 = text.lower().encode()
         self._library.espeak_Synth(utf8, len(utf8) + 1, 0, 1, 0, 1, None, None)
         if not self._samples:
@@ -72,7 +100,8 @@ def utter(espeak, utterance):
     Returns
     -------
     numpy.ndarray
-        float32 samples (T,) at `SAMPLE_RATE`, from `SHORTEST` to the longest.
+        float32 samples (T,) at `SAMPLE_RATE`, from `SHORTEST` to the longest; ``espeak.begins`` is
+        of these.
     """
     random = numpy.random.default_rng(utterance["seed"])
     voice = {
@@ -86,10 +115,12 @@ def utter(espeak, utterance):
     rate = random.uniform(140, 200)
     before, after = random.uniform(0.05, 0.3, size=2)
     while True:
-        speech = _trim(espeak.speak(utterance["text"], rate=rate, **voice))
+        speech, cut = _trim(espeak.speak(utterance["text"], rate=rate, **voice))
         if len(speech) / espeak.sample_rate + before + after <= longest - 0.05:
             break
         rate *= 1.2
+    shift = before - cut / espeak.sample_rate
+    espeak.begins = {place: begin + shift for place, begin in espeak.begins.items()}
     speech = scipy.signal.resample_poly(speech, SAMPLE_RATE, espeak.sample_rate)
     short = SHORTEST + 0.01 - (len(speech) / SAMPLE_RATE + before + after)
     after += max(0.0, short)
@@ -104,9 +135,9 @@ def utter(espeak, utterance):
 
 
 def _trim(speech, threshold=0.003):
-    """Cuts the silence off both ends of samples (T,)."""
+    """Cuts the silence off both ends of samples (T,); tells how many at the begin it took."""
     loud = numpy.flatnonzero(numpy.abs(speech) > threshold)
-    return speech[loud[0] : loud[-1] + 1] if len(loud) else speech
+    return (speech[loud[0] : loud[-1] + 1], loud[0]) if len(loud) else (speech, 0)
 
 
 def _background(samples, random):

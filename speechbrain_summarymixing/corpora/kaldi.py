@@ -35,13 +35,7 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
     manifests = {}
     for split in splits:
         part = folder / split
-        if missing := [name for name in NEEDED if not (part / name).is_file()]:
-            raise UserError(
-                f"{part}: no {' and no '.join(missing)}: give the folder of Kaldi's data folders "
-                "as --data_folder, and names of these as --train_splits, --valid_splits and "
-                "--test_splits"
-            )
-        rows = _rows(part, {name: _table(part / name) for name in (*NEEDED, *OPTIONAL)})
+        rows = rows_of(part)
         files = [*(part / name for name in (*NEEDED, *OPTIONAL)), *(row[1] for row in rows)]
         manifests[split] = remade(
             Path(save_folder) / f"{split}.csv",
@@ -49,6 +43,32 @@ def prepare(data_folder, save_folder, *, splits, workers=None, progress=True):
             partial(probe, rows, workers=workers, progress=progress, description=split),
         )
     return manifests
+
+
+def rows_of(folder):
+    """Reads one data folder.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    list of tuple
+        (ID, path, speaker, transcript, start, stop, channel) of each utterance.
+
+    Raises
+    ------
+    UserError
+        As `prepare`; audio is not looked at.
+    """
+    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder}: no {' and no '.join(missing)}: give the folder of Kaldi's data folders "
+            "as --data_folder, and names of these as --train_splits, --valid_splits and "
+            "--test_splits"
+        )
+    return _rows(folder, {name: _table(folder / name) for name in (*NEEDED, *OPTIONAL)})
 
 
 def _table(path):
@@ -69,7 +89,6 @@ def _table(path):
 
 
 def _rows(folder, tables):
-    """(ID, path, speaker, transcript, start, stop, channel) of each utterance."""
     recordings, texts, segments, speakers = (
         tables[name] for name in ("wav.scp", "text", "segments", "utt2spk")
     )

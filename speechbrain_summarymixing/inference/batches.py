@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
 
-from speechbrain_summarymixing.audio import audio_info, read_segments
+from speechbrain_summarymixing.audio import audio_info, read_audio, read_segments
+from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 
@@ -16,10 +17,11 @@ SILENCE = 1e-8  # power, -80 dB of full scale
 
 @dataclass
 class _Segment:
-    """Audio of a file (T,), or why there is none; whether it is the file's last."""
+    """Audio of a file (T,) from a sample on, or why there is none; whether it is the last."""
 
     file: str
     waveform: torch.Tensor | None = None
+    start: int = 0
     error: str | None = None
     last: bool = False
     answer: object = None
@@ -70,7 +72,8 @@ def in_batches(
     ---------
     model : Pretrained
         From `load_model`.
-    files : iterable of str or Path
+    files : iterable of str, Path or Utterance
+        An `Utterance` that is a segment of its file is not cut.
     answer : callable
         From waveforms (B, T) and relative lengths (B,) to an answer for each.
     segment_seconds : float
@@ -88,8 +91,8 @@ def in_batches(
     Yields
     ------
     dict
-        With file, seconds and answers, a list, or with file and error; one for each file, in
-        their order.
+        With file, seconds and answers, a list of (second at which a segment starts, its answer),
+        or with file and error; one for each file, in their order.
     """
     rate = model.hparams.sample_rate
     if batch_seconds is None:
@@ -107,32 +110,43 @@ def in_batches(
                 samples += segment.waveform.numel()
             answers.append(segment)
             if segment.last:
-                yield _together(answers, samples / rate)
+                yield _together(answers, samples, rate)
                 samples, answers = 0, []
 
 
-def _together(segments, seconds):
+def _together(segments, samples, rate):
     file = segments[0].file
     errors = [segment.error for segment in segments if segment.error is not None]
     if errors:
         return {"file": file, "error": errors[0]}
-    answers = [segment.answer for segment in segments if segment.answer is not None]
-    return {"file": file, "seconds": seconds, "answers": answers}
+    answers = [(s.start / rate, s.answer) for s in segments if s.answer is not None]
+    return {"file": file, "seconds": samples / rate, "answers": answers}
 
 
 def _segments(files, rate, longest):
     """The segments of all files in their order; the last of each says so."""
-    for file in map(str, files):
-        last = None
+    for item in files:
+        file, last, start = _path(item), None, 0
         try:
-            for waveform in read_segments(file, rate, longest=longest):
+            for waveform in _waveforms(item, rate, longest):
                 if last is not None:
                     yield last
-                last = _Segment(file, waveform)
+                last = _Segment(file, waveform, start)
+                start += waveform.numel()
             last.last = True
         except UserError as error:
             last = _Segment(file, error=str(error), last=True)
         yield last
+
+
+def _path(item):
+    return item.wav if isinstance(item, Utterance) else str(item)
+
+
+def _waveforms(item, rate, longest):
+    if isinstance(item, Utterance) and item.is_segment:
+        return [read_audio(item.wav, rate, **item.part)]
+    return read_segments(_path(item), rate, longest=longest)
 
 
 def _batched(segments, most_samples, most):

@@ -1,7 +1,8 @@
-"""How far the words that a recogniser found are borne out by its CTC head, or its transducer."""
+"""When the words were said that a recogniser found, and how far its CTC head bears them out."""
 
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 from torchaudio.functional import forced_align, merge_tokens
@@ -13,11 +14,14 @@ SURE_UTTERANCE = 0.4
 
 @dataclass(frozen=True)
 class Word:
-    """A word, its confidence from 0 to 1, and whether it can be relied on.
+    """A word, its times, its confidence from 0 to 1, and whether it can be relied on.
 
     Arguments
     ---------
     word : str
+    begin, end : float
+        In seconds from the start of the file, of the first and the last frame where CTC aligns its
+        tokens, or where a transducer found them; a frame is 40 ms.
     confidence : float
         Of its tokens the lowest mean probability that CTC gives one where it is spoken, or, of a
         transducer, the lowest probability.
@@ -26,34 +30,50 @@ class Word:
     """
 
     word: str
+    begin: float
+    end: float
     confidence: float
     sure: bool
 
 
-def words_of(tokens, pieces, log_probs, *, blank):
-    """Returns the words that tokens spell, with the confidence of each.
+class Span(NamedTuple):
+    """Where a token is said: frames from start to stop, without stop, and its confidence."""
+
+    start: float
+    stop: float
+    confidence: float
+
+
+def words_of(pieces, spans, *, frame_seconds, begin=0.0):
+    """Returns the words that tokens spell.
 
     Arguments
     ---------
-    tokens : list of int
-        What the search found, without blank, begin and end.
     pieces : list of str
         Of sentencepiece, one for each token; "▁" begins a word.
-    log_probs : torch.Tensor
-        (T, V), of CTC, or (U,), of the tokens, as a transducer gives them.
-    blank : int
-        CTC's.
+    spans : list of Span
+        One for each token.
+    frame_seconds : float
+        Of the encoder.
+    begin : float
+        Seconds of the file before the first frame.
 
     Returns
     -------
     list of Word
     """
-    confidences = token_confidences(tokens, log_probs, blank=blank)
-    words = [(word, min(values)) for word, values in spelled_words(pieces, confidences)]
-    mean = sum(value for _, value in words) / max(1, len(words))
+    said = list(spelled_words(pieces, spans))
+    values = [min(span.confidence for span in found) for _, found in said]
+    mean = sum(values) / max(1, len(values))
     return [
-        Word(text, round(value, 4), value >= SURE_WORD and mean >= SURE_UTTERANCE)
-        for text, value in words
+        Word(
+            text,
+            round(begin + found[0].start * frame_seconds, 3),
+            round(begin + found[-1].stop * frame_seconds, 3),
+            round(value, 4),
+            value >= SURE_WORD and mean >= SURE_UTTERANCE,
+        )
+        for (text, found), value in zip(said, values)
     ]
 
 
@@ -74,28 +94,13 @@ def spelled_words(pieces, values):
             yield word, found
 
 
-def token_confidences(tokens, log_probs, *, blank):
-    """Returns the mean probability of each token over the frames where CTC aligns it, or its own.
-
-    Arguments are those of `words_of`. Tokens that are more than the frames have 0.
-
-    Returns
-    -------
-    list of float
-    """
-    if log_probs.dim() == 1:
-        return log_probs.exp().tolist()
-    spans = token_spans(tokens, log_probs, blank=blank)
-    return [span.score for span in spans] if spans else [0.0] * len(tokens)
-
-
-def token_spans(tokens, log_probs, *, blank):
-    """Returns where CTC aligns each token, or nothing if they are more than the frames.
+def aligned(tokens, log_probs, *, blank):
+    """Returns where tokens are said by CTC's most probable alignment.
 
     Arguments
     ---------
     tokens : list of int
-        Without blank.
+        What a search found, without blank, begin and end.
     log_probs : torch.Tensor
         (T, V), of CTC.
     blank : int
@@ -103,12 +108,15 @@ def token_spans(tokens, log_probs, *, blank):
 
     Returns
     -------
-    list of torchaudio.functional.TokenSpan
-        With ``start`` and ``end`` in frames, and ``score``, the mean probability.
+    list of Span
+        With the mean probability of each token over its frames. Tokens that are more than the
+        frames share these evenly, and have a confidence of 0.
     """
+    frames, count = log_probs.size(0), len(tokens)
     repeated = sum(a == b for a, b in zip(tokens, tokens[1:]))  # a blank stands between
-    if not tokens or len(tokens) + repeated > log_probs.size(0):
-        return []
+    if not tokens or count + repeated > frames:
+        return [Span(frames * i / count, frames * (i + 1) / count, 0.0) for i in range(count)]
     targets = torch.tensor([tokens], device=log_probs.device)
-    aligned, scores = forced_align(log_probs.unsqueeze(0).float(), targets, blank=blank)
-    return merge_tokens(aligned[0], scores[0].exp(), blank=blank)
+    path, scores = forced_align(log_probs.unsqueeze(0).float(), targets, blank=blank)
+    spans = merge_tokens(path[0], scores[0].exp(), blank=blank)
+    return [Span(span.start, span.end, span.score) for span in spans]

@@ -17,7 +17,15 @@ ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 STDIN = "-"
 READ_SECONDS = 10.0  # of a file, at most, in memory
 OF_STREAMS = ("chunk_ms", "left_ms", "endpoint_ms", "microphone")
-OF_WHOLE_FILES = ("batch_seconds", "segment_seconds")
+OF_WHOLE_FILES = (
+    "batch_seconds",
+    "segment_seconds",
+    "decoder",
+    "beam_size",
+    "ngram",
+    "format",
+    "output",
+)
 
 
 def add_stream(parser, files):

@@ -11,12 +11,11 @@ from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
+from speechbrain_summarymixing.inference.decoding import Decoder, spelling
 from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
-from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
 from speechbrain_summarymixing.processes import check_device
 
 OPTION = "MODEL"
-CONTROLS = (0, 1, 2)  # tokens that spell nothing: unknown, also CTC's blank, begin and end
 SEGMENT_SECONDS = 20.0  # of models that do not tell theirs
 COMMAND_SECONDS = 30.0  # longest file that is one command to understand, as in training
 
@@ -52,10 +51,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Transcript(Answer):
-    """What was said in a file, as ``text`` and as ``words`` with their confidence."""
+    """What was said in a file, as ``text`` and as ``words`` with their times and confidence.
+
+    ``segments``, where more than one hypothesis was asked for, has of each segment the second at
+    which it begins and its hypotheses: ``text`` and ``score``, the best first.
+    """
 
     text: str | None = None
     words: tuple[Word, ...] = ()
+    segments: tuple[dict, ...] | None = None
 
     def doubt(self):
         """Returns which words cannot be relied on, or None."""
@@ -163,76 +167,67 @@ def _check_tokens(model, file):
         )
 
 
-def transcribe(model, files, *, segment_seconds=None, **batches):
+def transcribe(
+    model,
+    files,
+    *,
+    segment_seconds=None,
+    decoder=None,
+    beam_size=None,
+    ngram=None,
+    nbest=1,
+    **batches,
+):
     """Transcribes files in batches; a bad file spoils no other.
 
     Arguments
     ---------
     model : EncoderDecoderASR or EncoderASR
         From `load_model`.
-    files : iterable of str or Path
+    files : iterable of str, Path or Utterance
         Audio of any format, rate and number of channels that libsndfile reads.
     segment_seconds : float or None
         A longer file is cut in its pauses into segments of so many seconds at most, which are
         decoded by themselves. None takes the longest utterance that the model was trained on, or
         20 s if that is less, since it may be lost in longer ones.
+    decoder, beam_size, ngram, nbest
+        As for `Decoder`.
     **batches
         As for `in_batches`.
 
-    Yields
-    ------
-    Transcript
+    Returns
+    -------
+    iterator of Transcript
         One for each file, in their order.
     """
-
-    def answer(wavs, lengths):
-        hypotheses, log_probs = _decode(model, wavs, lengths, with_ctc=True)
-        return [_said(model, *said) for said in zip(hypotheses, log_probs)]
-
+    decode = Decoder(model, decoder, beam_size=beam_size, ngram=ngram, nbest=nbest)
     if segment_seconds is None:
         segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)
-    for result in in_batches(model, files, answer, segment_seconds=segment_seconds, **batches):
-        parts = result.pop("answers", None)
-        if parts is not None:
-            result["text"] = " ".join(text for text, _ in parts if text)
-            result["words"] = tuple(word for _, words in parts for word in words)
-        yield Transcript(**result)
+    results = in_batches(model, files, decode, segment_seconds=segment_seconds, **batches)
+    return (_transcript(model, result, nbest) for result in results)
 
 
-def _decode(model, wavs, lengths, *, with_ctc=False):
-    """Token lists of waveforms (B, T), and CTC's log-probabilities (T', V) of each if asked.
-
-    A transducer tells the log-probabilities (U,) of its tokens themselves.
-    """
-    with torch.no_grad():
-        lengths = lengths.to(model.device)
-        encoded = model.encode_batch(wavs, lengths)
-        frames = (lengths * encoded.size(1)).round().int().tolist()
-        if isinstance(model, EncoderASR):  # which encodes as far as CTC's log-probabilities
-            hypotheses = model.decoding_function(encoded, lengths)
-            return hypotheses, [rows[:count] for rows, count in zip(encoded, frames)]
-        hypotheses, _, log_probs, _ = model.mods.decoder(encoded, lengths)
-        hypotheses = [[int(token) for token in hypothesis] for hypothesis in hypotheses]
-        if isinstance(model.mods.decoder, TransducerSearch):
-            found = [
-                [(token, value) for token, value in zip(*row) if token not in CONTROLS]
-                for row in zip(hypotheses, log_probs)
-            ]
-            tokens = [[token for token, _ in row] for row in found]
-            return tokens, [torch.tensor([value for _, value in row]) for row in found]
-        if not with_ctc:
-            return hypotheses, [None] * len(hypotheses)
-        log_probs = model.hparams.ctc_lin(encoded).log_softmax(-1)
-    return hypotheses, [rows[:count] for rows, count in zip(log_probs, frames)]
-
-
-def _said(model, tokens, log_probs):
-    """The text of tokens, and its words."""
-    tokenizer, (blank, begin, end) = model.tokenizer, CONTROLS
-    text = tokenizer.decode_ids(tokens)
-    tokens = [token for token in tokens if token not in (blank, begin, end)]
-    pieces = [tokenizer.id_to_piece(token) for token in tokens]
-    return text, words_of(tokens, pieces, log_probs, blank=blank)
+def _transcript(model, result, nbest):
+    parts = result.pop("answers", None)
+    if parts is None:
+        return Transcript(**result)
+    tokenizer, words = model.tokenizer, []
+    frame_seconds = model.hparams.compute_features.samples / model.hparams.sample_rate
+    texts = [[tokenizer.decode_ids(one.tokens) for one in said] for _, said in parts]
+    for begin, (best, *_) in parts:
+        pieces = [tokenizer.id_to_piece(token) for token in spelling(best.tokens)]
+        words += words_of(pieces, best.spans, frame_seconds=frame_seconds, begin=begin)
+    segments = None
+    if nbest > 1:
+        segments = tuple(
+            {
+                "begin": round(begin, 3),
+                "nbest": [{"text": a, "score": round(b.score, 4)} for a, b in zip(spelled, said)],
+            }
+            for spelled, (begin, said) in zip(texts, parts)
+        )
+    text = " ".join(spelled[0] for spelled in texts if spelled[0])
+    return Transcript(**result, text=text, words=tuple(words), segments=segments)
 
 
 def understand(model, files, **batches):
@@ -254,12 +249,15 @@ def understand(model, files, **batches):
     names = getattr(model.hparams, "label_names", None)  # old exports lack them
 
     def answer(wavs, lengths):
-        hypotheses, _ = _decode(model, wavs, lengths)
-        return [model.tokenizer.decode_ids(tokens) for tokens in hypotheses]
+        with torch.no_grad():
+            lengths = lengths.to(model.device)
+            hypotheses, *_ = model.mods.decoder(model.encode_batch(wavs, lengths), lengths)
+        return [model.tokenizer.decode_ids(list(map(int, tokens))) for tokens in hypotheses]
 
     for result in in_batches(model, files, answer, segment_seconds=COMMAND_SECONDS, **batches):
-        if (texts := result.pop("answers", None)) is not None:
+        if (answers := result.pop("answers", None)) is not None:
             try:
+                texts = [text for _, text in answers]
                 result["semantics"] = _semantics(texts, result["seconds"], names)
             except ValueError as error:
                 result["error"] = f"{result['file']}: {error}"
@@ -305,5 +303,5 @@ def classify(model, files, **batches):
         return [{"label": a, "probability": b} for a, b in zip(labels, probabilities)]
 
     for result in in_batches(model, files, answer, only_speech=False, **batches):
-        (found,) = result.pop("answers", ({},))
+        ((_, found),) = result.pop("answers", ((0.0, {}),))
         yield Class(**result, **found)

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from speechbrain_summarymixing.inference.confidence import token_confidences, words_of
+from speechbrain_summarymixing.inference.confidence import Span, aligned, words_of
 
 
 def best_alignment(tokens, log_probs):
@@ -19,31 +19,33 @@ def best_alignment(tokens, log_probs):
     return max(paths, key=lambda path: sum(log_probs[i, t] for i, t in enumerate(path)))
 
 
-def confidences_by_hand(tokens, log_probs):
+def spans_by_hand(tokens, log_probs):
     path, found = best_alignment(tokens, log_probs), []
     for i, token in enumerate(path):
         if token != 0:
             if i == 0 or path[i - 1] != token:
                 found.append([])
-            found[-1].append(log_probs[i, token].exp())
-    return [float(sum(values) / len(values)) for values in found]
+            found[-1].append(i)
+    means = [float(sum(log_probs[i, path[i]].exp() for i in f) / len(f)) for f in found]
+    return [(f[0], f[-1] + 1, mean) for f, mean in zip(found, means)]
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_confidence_is_the_mean_probability_where_a_token_is_aligned(seed):
+def test_a_token_lies_where_ctc_aligns_it_with_its_mean_probability_there(seed):
     random = torch.Generator().manual_seed(seed)
     log_probs = (2 * torch.randn(6, 4, generator=random)).log_softmax(1)
     count = int(torch.randint(1, 4, (), generator=random))
     tokens = torch.randint(1, 4, (count,), generator=random).tolist()
-    assert token_confidences(tokens, log_probs, blank=0) == pytest.approx(
-        confidences_by_hand(tokens, log_probs), abs=1e-5
-    )
+    found = aligned(tokens, log_probs, blank=0)
+    for span, expected in zip(found, spans_by_hand(tokens, log_probs), strict=True):
+        assert tuple(span) == pytest.approx(expected, abs=1e-5)
 
 
 def test_more_tokens_than_frames_have_no_confidence():
     log_probs = torch.zeros(3, 4).log_softmax(1)
-    assert token_confidences([1, 1, 2], log_probs, blank=0) == [0.0] * 3  # a blank is between
-    assert token_confidences([], log_probs, blank=0) == []
+    found = aligned([1, 1, 2], log_probs, blank=0)  # a blank is between
+    assert found == [Span(0, 1, 0), Span(1, 2, 0), Span(2, 3, 0)]
+    assert aligned([], log_probs, blank=0) == []
 
 
 def test_a_transducer_tells_the_probability_of_each_token():
@@ -58,9 +60,11 @@ def test_a_word_is_as_sure_as_its_worst_token_and_the_words_around_it():
         for frame, p in enumerate(probabilities):
             log_probs[2 * frame, frame + 1] = torch.tensor(p).log()
             log_probs[2 * frame + 1, 0] = 0.0
-        return words_of([1, 2, 3, 4], ["▁A", "B", "▁", "C"], log_probs, blank=0)
+        spans = aligned([1, 2, 3, 4], log_probs, blank=0)
+        return words_of(["▁A", "B", "▁", "C"], spans, frame_seconds=0.04, begin=10.0)
 
     sure = words(0.9, 0.8, 0.9, 0.7)
     assert [(w.word, w.confidence, w.sure) for w in sure] == [("AB", 0.8, True), ("C", 0.7, True)]
+    assert [(w.begin, w.end) for w in sure] == [(10.0, 10.12), (10.16, 10.28)]
     assert [w.sure for w in words(0.01, 0.99, 0.99, 0.7)] == [False, False]  # the mean is low
     assert [w.sure for w in words(0.99, 0.01, 0.99, 0.97)] == [False, True]

@@ -264,3 +264,8 @@ def test_a_recogniser_without_a_decoder_is_used_as_any_other(command, noises, tm
     for transcript in said:
         assert " ".join(word.word for word in transcript.words) == transcript.text.strip()
         assert all(0 <= word.confidence <= 1 for word in transcript.words)
+        assert all(0 <= word.begin < word.end for word in transcript.words)
+    beam = transcribe(load_model(tmp_path / "pretrained", "cpu"), files, decoder="beam", nbest=2)
+    assert all(len(s["nbest"]) == 2 for transcript in beam for s in transcript.segments)
+    with pytest.raises(UserError, match="this model has greedy and beam"):
+        transcribe(load_model(tmp_path / "pretrained", "cpu"), files, decoder="joint")

@@ -150,7 +150,7 @@ def test_the_command_understands_files(by_heart, meanings, tmp_path, capsys):
 )
 def test_other_labels_than_in_training_are_no_meaning(names, understood, monkeypatch):
     texts = ['{"scenario":"a","action":"b","entities":[]}', '{"foo":"a","entities":[]}']
-    said = [{"file": "x.wav", "seconds": 1.0, "answers": [text]} for text in texts]
+    said = [{"file": "x.wav", "seconds": 1.0, "answers": [(0.0, text)]} for text in texts]
     monkeypatch.setattr(transcribe, "in_batches", lambda *_, **__: said)
     model = SimpleNamespace(hparams=SimpleNamespace(**names))
     meanings = list(transcribe.understand(model, ["x.wav"] * 2))
