@@ -15,7 +15,7 @@ from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain_summarymixing.analysis.measuring import check_device, machine, seconds_of
 from speechbrain_summarymixing.analysis.systems import FRAMES_PER_SECOND, load_systems
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
+from speechbrain_summarymixing.lobes.stepping_decoder import SteppingDecoder
 
 COLUMNS = ("system", "prefix", "frames", "step_ms", "low_ms", "high_ms", "repetitions")
 STEPS = (10, 50, 100, 200, 400)
@@ -62,7 +62,7 @@ class Decoding:
         shape, vocabulary = (len(self.order), prefix), self.searcher.set_n_out()
         tokens = torch.randint(vocabulary, shape, device=self.device)
         self.memory, self.token = None, tokens[:, -1]
-        if isinstance(self.decoder, SummaryDecoder):
+        if isinstance(self.decoder, SteppingDecoder):
             for token in tokens[:, :-1].T:
                 self.memory = self._forward(token)
         elif prefix > 1:

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.search import BoundedByOwnLength, SteppingBeamSearcher
-from speechbrain_summarymixing.lobes.summary_decoder import CrossAttention, DecoderState
+from speechbrain_summarymixing.lobes.stepping_decoder import CrossAttention, DecoderState
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D, VOCABULARY = 16, 30
@@ -163,7 +163,7 @@ def test_a_step_waits_for_no_host_and_makes_no_tensor_on_the_wrong_device():
             memory = find.permute_mem(memory, torch.arange(6))
     assert isinstance(memory, DecoderState) and memory.tokens == 3
     assert log_probs.shape == (6, VOCABULARY) and weights.shape == (6, 24)
-    tensors = (log_probs, weights, *memory.sums[0], *memory.memories[0])
+    tensors = (log_probs, weights, *memory.past[0], *memory.memories[0])
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
 
 
