@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from speechbrain.decoders import scorer
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 
 
 class Prefixes(NamedTuple):
@@ -57,7 +57,7 @@ class CTCPrefixes:
         self.blank_index, self.eos_index = blank_index, eos_index
         frames = torch.arange(log_probs.size(1), device=log_probs.device)
         padding = frames >= lengths.unsqueeze(1)  # (B, T)
-        sure = one_hot(torch.full_like(frames[:1], blank_index), log_probs.size(2))
+        sure = torch.arange(log_probs.size(2), device=log_probs.device) == blank_index
         exact = torch.float32 if log_probs.device.type == "mps" else torch.float64
         probs = log_probs.to(exact).exp().where(~padding.unsqueeze(2), sure.to(exact))
         self.probs = probs.transpose(1, 2).contiguous()  # (B, V, T), sure of a blank on padding
@@ -183,8 +183,8 @@ class CTCScorer(scorer.CTCScorer):  # SpeechBrain's `ScorerBuilder` knows it by 
 
 
 def _log(probs):
-    """The logarithm, of 0 that of the least number."""
-    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+    """The logarithm, of 0 a number that sums and differences stay exact beside."""
+    return probs.log().clamp(min=-1e6)
 
 
 def _decayed(before, sums):
