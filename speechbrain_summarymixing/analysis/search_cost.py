@@ -6,44 +6,18 @@ import statistics
 import sys
 
 import torch
-from speechbrain.decoders import S2STransformerBeamSearcher
-from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
+from speechbrain_summarymixing.analysis.decoding_cost import SpeechBrainSearch
 from speechbrain_summarymixing.analysis.measuring import machine, seconds_of
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.transcribe import load_model
-from speechbrain_summarymixing.lobes.search import BoundedByOwnLength, SteppingBeamSearcher
+from speechbrain_summarymixing.lobes.search import SteppingBeamSearcher
 
 COLUMNS = (
     *("seconds", "tokens", "search_s", "speechbrain_s", "ratio", "same_tokens"),
     *("score_difference", "repetitions"),
 )
-
-
-class SpeechBrainSearch(BoundedByOwnLength, S2STransformerBeamSearcher):
-    """SpeechBrain's search, which decodes whole prefixes and loops over CTC's frames.
-
-    Arguments
-    ---------
-    search : SteppingBeamSearcher
-        Whose model, settings and CTC head it takes; a language model is left out.
-    """
-
-    def __init__(self, search):
-        scorer = None
-        if search.scorer is not None and "ctc" in search.scorer.full_scorers:
-            ctc = search.scorer.full_scorers["ctc"]
-            theirs = CTCScorer(ctc.ctc_fc, ctc.blank_index, ctc.eos_index)
-            weights = {"ctc": search.scorer.weights["ctc"]}
-            scorer = ScorerBuilder(weights=weights, full_scorers=[theirs])
-        settings = (
-            *("bos_index", "eos_index", "min_decode_ratio", "max_decode_ratio", "beam_size"),
-            *("using_eos_threshold", "eos_threshold", "length_normalization", "temperature"),
-        )
-        options = {name: getattr(search, name) for name in settings}
-        super().__init__(modules=[search.model, search.fc], scorer=scorer, **options)
-        self.eval()
 
 
 def benchmark_search(source, files, *, seconds=(3.0, 15.0, 60.0), repetitions=3, device="cpu"):

@@ -45,7 +45,7 @@ class DecoderState(NamedTuple):
 
 
 class CausalAttention(MultiheadAttention):
-    """SpeechBrain's attention as a decoder's self-attention, which can go on from the tokens before.
+    """SpeechBrain's attention in a decoder, which can go on from the tokens before.
 
     Arguments are those of SpeechBrain's, without kdim, vdim and bias options.
 

@@ -15,7 +15,7 @@ D = 16
 @settings(max_examples=12, deadline=None)
 @given(
     layers=st.integers(1, 3),
-    length=st.integers(1, 30),
+    length=st.integers(2, 30),
     beams=st.integers(1, 3),
     frames=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     normalize_before=st.booleans(),
