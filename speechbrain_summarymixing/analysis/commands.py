@@ -84,6 +84,7 @@ def add_benchmark(commands):
     _add_benchmark_systems(subjects)
     _add_benchmark_decoding(subjects)
     _add_benchmark_streaming(subjects)
+    _add_benchmark_search(subjects)
     cell = subjects.add_parser(
         "cell",
         help="the cell beside its bare matrix products",
@@ -275,6 +276,37 @@ def _benchmark_streaming(arguments):
         plot_file=arguments.plot,
         command=shlex.join(["summarymixing", *arguments.argv]),
         **{name: given[name] for name in names},
+    )
+    return 0
+
+
+def _add_benchmark_search(subjects):
+    search = subjects.add_parser(
+        "search",
+        help="a model's beam search of whole audio beside SpeechBrain's",
+        description="Times the beam search of an exported model and SpeechBrain's own in turn, "
+        "without the encoder; prints CSV.",
+    )
+    search.add_argument("model", metavar="MODEL", help="an exported model's folder or hub name")
+    search.add_argument("files", nargs="+", metavar="FILE", help="speech, which is joined")
+    search.add_argument(
+        "--seconds", type=float, nargs="+", default=[3.0, 15.0, 60.0], help="of audio"
+    )
+    search.add_argument("--repetitions", type=int, default=3, help="timed searches of each kind")
+    search.add_argument("--device", default="cpu")
+    search.set_defaults(run=_benchmark_search)
+
+
+def _benchmark_search(arguments):
+    from speechbrain_summarymixing.analysis.search_cost import benchmark_search
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    benchmark_search(
+        arguments.model,
+        arguments.files,
+        seconds=arguments.seconds,
+        repetitions=arguments.repetitions,
+        device=arguments.device,
     )
     return 0
 

@@ -1,5 +1,6 @@
 """Time of one step of the beam search against the length of the prefix, systems side by side.
 
+Each system's search that steps stands beside SpeechBrain's own, which decodes the whole prefix.
 A step is the decoder's work for the newest token of every beam: what the search's memory does, the
 decoder with its cross-attention, the output layer, and the memory's permutation; no scorer. With a
 prefix of one token it includes the projection of the encoder's output.
@@ -11,14 +12,40 @@ import sys
 
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
+from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from speechbrain_summarymixing.analysis.measuring import check_device, machine, seconds_of
 from speechbrain_summarymixing.analysis.systems import FRAMES_PER_SECOND, load_systems
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
+from speechbrain_summarymixing.lobes.search import BoundedByOwnLength, SteppingBeamSearcher
 
-COLUMNS = ("system", "prefix", "frames", "step_ms", "low_ms", "high_ms", "repetitions")
+COLUMNS = ("system", "search", "prefix", "frames", "step_ms", "low_ms", "high_ms", "repetitions")
 STEPS = (10, 50, 100, 200, 400)
+
+
+class SpeechBrainSearch(BoundedByOwnLength, S2STransformerBeamSearcher):
+    """SpeechBrain's search, which decodes whole prefixes and loops over CTC's frames.
+
+    Arguments
+    ---------
+    search : SteppingBeamSearcher
+        Whose model, settings and CTC head it takes; a language model is left out.
+    """
+
+    def __init__(self, search):
+        scorer = None
+        if search.scorer is not None and "ctc" in search.scorer.full_scorers:
+            ctc = search.scorer.full_scorers["ctc"]
+            theirs = CTCScorer(ctc.ctc_fc, ctc.blank_index, ctc.eos_index)
+            weights = {"ctc": search.scorer.weights["ctc"]}
+            scorer = ScorerBuilder(weights=weights, full_scorers=[theirs])
+        settings = (
+            *("bos_index", "eos_index", "min_decode_ratio", "max_decode_ratio", "beam_size"),
+            *("using_eos_threshold", "eos_threshold", "length_normalization", "temperature"),
+        )
+        options = {name: getattr(search, name) for name in settings}
+        super().__init__(modules=[search.model, search.fc], scorer=scorer, **options)
+        self.eval()
 
 
 class Decoding:
@@ -32,6 +59,8 @@ class Decoding:
         Length of the one utterance.
     beam : int
         Hypotheses N.
+    whole_prefixes : bool
+        The search is SpeechBrain's own.
 
     Raises
     ------
@@ -39,15 +68,18 @@ class Decoding:
         If the system has no such search.
     """
 
-    def __init__(self, system, *, seconds=10.0, beam=10):
+    def __init__(self, system, *, seconds=10.0, beam=10, whole_prefixes=False):
         self.name, self.device, self.searcher = system.name, system.device, system.searcher
+        self.search = "whole prefixes" if whole_prefixes else "steps"
         self.decoder = getattr(system.transformer, "decoder", None)
-        if not isinstance(self.searcher, S2STransformerBeamSearcher) or self.decoder is None:
+        if not isinstance(self.searcher, SteppingBeamSearcher) or self.decoder is None:
             raise UserError(
                 f"{system.path} has no beam search over a Transformer decoder (test_search is "
                 f"{type(self.searcher).__name__}, num_decoder_layers may be 0), but its steps are "
                 "to be timed: give a system with one, such as hparams/sumformer.yaml"
             )
+        if whole_prefixes:
+            self.searcher = SpeechBrainSearch(self.searcher)
         self.searcher.to(system.device).eval()
         self.searcher.beam_size = beam
         with torch.no_grad():
@@ -62,11 +94,11 @@ class Decoding:
         shape, vocabulary = (len(self.order), prefix), self.searcher.set_n_out()
         tokens = torch.randint(vocabulary, shape, device=self.device)
         self.memory, self.token = None, tokens[:, -1]
-        if isinstance(self.decoder, SummaryDecoder):
+        if self.search == "steps":
             for token in tokens[:, :-1].T:
                 self.memory = self._forward(token)
         elif prefix > 1:
-            self.memory = tokens[:, :-1]  # SpeechBrain's memory is the prefix itself
+            self.memory = tokens[:, :-1]  # the prefix itself
 
     @torch.no_grad()
     def step(self):
@@ -88,7 +120,7 @@ class Decoding:
 
 
 def decoding_cost(systems, *, steps=STEPS, seconds=10.0, beam=10, repetitions=5):
-    """Times each system's step at each length of the prefix, in turn.
+    """Times the step of each system's searches at each length of the prefix, in turn.
 
     Arguments
     ---------
@@ -112,7 +144,11 @@ def decoding_cost(systems, *, steps=STEPS, seconds=10.0, beam=10, repetitions=5)
     UserError
         If a system has no beam search over a Transformer decoder.
     """
-    decodings = [Decoding(system, seconds=seconds, beam=beam) for system in systems]
+    decodings = [
+        Decoding(system, seconds=seconds, beam=beam, whole_prefixes=whole)
+        for system in systems
+        for whole in (True, False)
+    ]
     for prefix in steps:
         times = {}
         for decoding in decodings:
@@ -124,7 +160,8 @@ def decoding_cost(systems, *, steps=STEPS, seconds=10.0, beam=10, repetitions=5)
         for decoding, runs in times.items():
             del runs[0]  # the warm-up
             figures = (statistics.median(runs), min(runs), max(runs), repetitions)
-            yield dict(zip(COLUMNS, (decoding.name, prefix, decoding.frames(), *figures)))
+            about = (decoding.name, decoding.search, prefix, decoding.frames())
+            yield dict(zip(COLUMNS, (*about, *figures)))
 
 
 def benchmark_decoding(

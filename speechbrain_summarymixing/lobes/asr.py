@@ -1,5 +1,6 @@
 """Encoder-decoder for speech recognition whose encoder mixes tokens by any injected module."""
 
+import torch
 from speechbrain.lobes.models.transformer.Transformer import (
     get_key_padding_mask,
     get_lookahead_mask,
@@ -15,6 +16,7 @@ from speechbrain_summarymixing.lobes.encoder import check_causal
 from speechbrain_summarymixing.lobes.mixers import NoMixing, check_mixer
 from speechbrain_summarymixing.lobes.padding import padding_mask
 from speechbrain_summarymixing.lobes.positions import AddSinePositions, SinePositions
+from speechbrain_summarymixing.lobes.stepping_decoder import SteppingDecoder
 from speechbrain_summarymixing.lobes.streaming import EncodesStreams
 from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
 from speechbrain_summarymixing.lobes.transformer import MixerTransformerEncoder
@@ -231,16 +233,20 @@ class SummaryMixingASR(EncodesStreams, TransformerASR):
             )
             _xavier_outside_mixers(self.encoder)
         self.encoder.activation_checkpointing = activation_checkpointing
+        decoder_options = {
+            "nhead": nhead,
+            "d_ffn": d_ffn,
+            "dropout": dropout,
+            "activation": activation,
+            "normalize_before": normalize_before,
+        }
         if summary_decoder:
-            self.decoder = SummaryDecoder(
-                num_decoder_layers,
-                d_model,
-                nhead=nhead,
-                d_ffn=d_ffn,
-                dropout=dropout,
-                activation=activation,
-                normalize_before=normalize_before,
-            )
+            self.decoder = SummaryDecoder(num_decoder_layers, d_model, **decoder_options)
+        elif num_decoder_layers:
+            parameters = self.decoder.state_dict(keep_vars=True)  # SpeechBrain's initial values
+            with torch.device("meta"):
+                self.decoder = SteppingDecoder(num_decoder_layers, d_model, **decoder_options)
+            self.decoder.load_state_dict(parameters, assign=True)
         if positional_encoding is not None and not self.encoder.has_own_positions():
             # after custom_src_module SpeechBrain passes its output straight to the encoder
             self.custom_src_module.append(AddSinePositions(d_model))

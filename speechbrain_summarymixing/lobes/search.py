@@ -1,11 +1,12 @@
-"""Beam search that shows a `SummaryDecoder` each token once, and what joins in its scores."""
+"""Beam search that shows a `SteppingDecoder` each token once, and what joins in its scores."""
 
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
-from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
+from speechbrain.decoders.scorer import ScorerBuilder, TransformerLMScorer
 from speechbrain.nnet.linear import Linear
 
-from speechbrain_summarymixing.lobes.summary_decoder import SummaryDecoder
+from speechbrain_summarymixing.lobes.ctc_prefix import CTCScorer
+from speechbrain_summarymixing.lobes.stepping_decoder import SteppingDecoder
 
 
 def decoder_head(*, d_model, vocab_size, num_decoder_layers):
@@ -24,7 +25,7 @@ def decoder_head(*, d_model, vocab_size, num_decoder_layers):
 
 
 class JointScorer(ScorerBuilder):
-    """SpeechBrain's scorers of a CTC head and, perhaps, of a language model.
+    """Scorers of a CTC head (`CTCScorer`) and, perhaps, of a language model (SpeechBrain's).
 
     Arguments
     ---------
@@ -83,14 +84,15 @@ class BoundedByOwnLength:
         frames = (wav_len * enc_states.size(1)).round()
         most = (frames * self.max_decode_ratio).long().clamp(min=1)  # (B,)
         self._most_tokens = most.repeat_interleave(self.beam_size)
+        self._last_steps = set(most.tolist())  # so that no step asks the device
         return super().init_beam_search_data(enc_states, wav_len)
 
     def search_step(self, *arguments):
         """As SpeechBrain's; ends the hypotheses of an utterance that has all its tokens."""
         found = super().search_step(*arguments)
         alived_hyps, finished, scores, step = found[0], found[3], found[-1], arguments[-1]
-        ended = self._most_tokens == step + 1  # (N,)
-        if step + 1 < self.max_decode_steps and ended.any():
+        if step + 1 < self.max_decode_steps and step + 1 in self._last_steps:
+            ended = self._most_tokens == step + 1  # (N,)
             ends = torch.where(ended, self.eos_index, self.eos_index + 1)
             self._update_hyps_and_scores_if_eos_token(ends, alived_hyps, finished, scores)
             alived_hyps.sequence_scores.masked_fill_(ended, float("-inf"))
@@ -100,7 +102,7 @@ class BoundedByOwnLength:
 class SteppingBeamSearcher(BoundedByOwnLength, S2STransformerBeamSearcher):
     """SpeechBrain's beam search over a Transformer, whose memory is the decoder's state.
 
-    If the model's decoder is a `SummaryDecoder`, a step decodes the newest tokens alone, with the
+    If the model's decoder is a `SteppingDecoder`, a step decodes the newest tokens alone, with the
     states of their hypotheses, and gives attention's weights (N, T) of them, as SpeechBrain's
     recurrent decoders do. With any other decoder each step decodes the whole prefix, as
     SpeechBrain's searcher. What is said of an utterance does not depend on the others of a batch.
@@ -155,7 +157,7 @@ class SteppingBeamSearcher(BoundedByOwnLength, S2STransformerBeamSearcher):
             (N, T), of the last layer over the encoder's output.
         """
         model = self.model
-        if not isinstance(model.decoder, SummaryDecoder):
+        if not isinstance(model.decoder, SteppingDecoder):
             return super().forward_step(inp_tokens, memory, enc_states, enc_lens)
         with torch.no_grad():
             if memory is None:
@@ -172,6 +174,6 @@ class SteppingBeamSearcher(BoundedByOwnLength, S2STransformerBeamSearcher):
 
     def permute_mem(self, memory, index):
         """Lets each hypothesis go on with the memory of the one at its ``index`` (N,)."""
-        if not isinstance(self.model.decoder, SummaryDecoder):
+        if not isinstance(self.model.decoder, SteppingDecoder):
             return super().permute_mem(memory, index)
         return memory.permute(index)

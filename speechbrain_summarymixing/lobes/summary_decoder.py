@@ -1,43 +1,15 @@
-"""Transformer decoder whose self-attention is a causal SummaryMixing, and its steps.
+"""Transformer decoder whose self-attention is a causal SummaryMixing.
 
-B is the number of utterances, N = B x beams that of hypotheses, those of an utterance side by side,
-T the frames of the encoder's memory, U the tokens, H the heads, D the width, S the summary's width.
+N is the number of hypotheses, U the tokens, H the heads, D the width.
 """
 
-from typing import NamedTuple
-
-import torch
-from speechbrain.lobes.models.transformer.Transformer import (
-    TransformerDecoder,
-    TransformerDecoderLayer,
-)
-from speechbrain.nnet.attention import MultiheadAttention
+from speechbrain.lobes.models.transformer.Transformer import TransformerDecoderLayer
 from torch import nn
 
+from speechbrain_summarymixing.lobes.stepping_decoder import CrossAttention, SteppingDecoder
 from speechbrain_summarymixing.lobes.transformer import NO_ATTENTION
-from speechbrain_summarymixing.nnet.streaming import take_rows
 from speechbrain_summarymixing.nnet.summaries import CAUSAL, RunningSums
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
-
-
-class ProjectedMemory(NamedTuple):
-    """What cross-attention needs of the encoder's output, once for all beams of an utterance."""
-
-    keys: torch.Tensor  # (B, H, T, D / H)
-    values: torch.Tensor  # (B, H, T, D / H)
-    padding: torch.Tensor | None  # (B, 1, 1, T), True on padding
-
-
-class DecoderState(NamedTuple):
-    """What a decoder's step needs of the tokens before; its size does not grow with them."""
-
-    tokens: int
-    sums: tuple[RunningSums, ...]  # of each layer, (N, 1, S)
-    memories: tuple[ProjectedMemory, ...]  # of each layer
-
-    def permute(self, index):
-        """Returns the state of the hypotheses at ``index`` (N,), each of its old utterance."""
-        return self._replace(sums=take_rows(self.sums, index))
 
 
 class CausalSummaryMixing(SummaryMixing):
@@ -47,12 +19,17 @@ class CausalSummaryMixing(SummaryMixing):
 
     Example
     -------
+    >>> import torch
     >>> output, _ = CausalSummaryMixing(16)(torch.rand(2, 50, 16))
     >>> output.shape
     torch.Size([2, 50, 16])
     """
 
     supports_window = False
+
+    def before_tokens(self, hypotheses, device):
+        """Returns the `RunningSums` before the first token."""
+        return self.initial_state(CAUSAL, hypotheses, device)
 
     def forward(
         self, query, key=None, value=None, attn_mask=None, key_padding_mask=None, pos_embs=None
@@ -77,70 +54,6 @@ class CausalSummaryMixing(SummaryMixing):
         if isinstance(attn_mask, RunningSums):
             return self.forward_streaming(query, CAUSAL, attn_mask)
         return super().forward(query, key, value, key_padding_mask=key_padding_mask, window=CAUSAL)
-
-
-class CrossAttention(MultiheadAttention):
-    """SpeechBrain's attention, which also takes a memory that is projected already.
-
-    Arguments are those of SpeechBrain's, without kdim, vdim and bias options.
-
-    Example
-    -------
-    >>> attention, memory = CrossAttention(2, 8), torch.rand(3, 20, 8)
-    >>> query = torch.rand(3, 1, 8)
-    >>> output, weights = attention(query, attention.project(memory), None)
-    >>> torch.allclose(output, attention(query, memory, memory)[0], atol=1e-6)
-    True
-    """
-
-    def __init__(self, nhead, d_model, dropout=0.0):
-        super().__init__(nhead, d_model, dropout)
-
-    def project(self, memory, key_padding_mask=None):
-        """Returns the `ProjectedMemory` of ``memory`` (B, T, D); the mask is (B, T)."""
-        att = self.att
-        both = nn.functional.linear(
-            memory, att.in_proj_weight[att.embed_dim :], att.in_proj_bias[att.embed_dim :]
-        )
-        keys, values = both.unflatten(2, (2, att.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        padding = None if key_padding_mask is None else key_padding_mask[:, None, None]
-        return ProjectedMemory(keys.contiguous(), values.contiguous(), padding)
-
-    def forward(
-        self,
-        query,
-        key,
-        value,
-        attn_mask=None,
-        key_padding_mask=None,
-        return_attn_weights=True,
-        pos_embs=None,
-    ):
-        """As SpeechBrain's, or the newest tokens (N, 1, D) over a `ProjectedMemory` as key.
-
-        Returns
-        -------
-        output : torch.Tensor
-            (N, 1, D).
-        weights : torch.Tensor
-            (N, 1, T), the mean of the heads.
-        """
-        if not isinstance(key, ProjectedMemory):
-            return super().forward(
-                query, key, value, attn_mask, key_padding_mask, return_attn_weights, pos_embs
-            )
-        att = self.att
-        queries = nn.functional.linear(
-            query, att.in_proj_weight[: att.embed_dim], att.in_proj_bias[: att.embed_dim]
-        )
-        # an utterance's beams stand where attention has time: (B, H, beams, D / H)
-        queries = queries.reshape(key.keys.size(0), -1, att.num_heads, att.head_dim).transpose(1, 2)
-        scores = (queries * att.head_dim**-0.5) @ key.keys.transpose(2, 3)
-        if key.padding is not None:
-            scores = scores.masked_fill(key.padding, -torch.inf)
-        weights = scores.softmax(-1)  # (B, H, beams, T)
-        output = (weights @ key.values).transpose(1, 2).reshape(query.shape)
-        return att.out_proj(output), weights.mean(1).flatten(0, 1).unsqueeze(1)
 
 
 class SummaryDecoderLayer(TransformerDecoderLayer):
@@ -179,33 +92,17 @@ class SummaryDecoderLayer(TransformerDecoderLayer):
         self.self_attn = CausalSummaryMixing(d_model, dropout=dropout)
 
 
-class SummaryDecoder(TransformerDecoder):
+class SummaryDecoder(SteppingDecoder):
     """SpeechBrain's decoder with a causal SummaryMixing in place of self-attention.
 
-    ``forward`` is SpeechBrain's. `start` and `step` give the same outputs token by token, and the
-    cost of a step does not grow with the tokens before it.
-
-    Arguments
-    ---------
-    num_layers : int
-        Number of layers.
-    d_model : int
-        Width D.
-    nhead : int
-        Heads H of the cross-attention.
-    d_ffn : int
-        Hidden width of the feed-forward layers.
-    dropout : float
-        Probability of zeroing an activation.
-    activation : callable
-        Returns the feed-forward layers' activation module.
-    normalize_before : bool
-        Pre-norm layers.
+    The cost of a step does not grow with the tokens before it. Arguments are those of
+    `SteppingDecoder`; nhead is that of the cross-attention.
 
     Reference: the summary decoder of arXiv 2307.07421.
 
     Example
     -------
+    >>> import torch
     >>> decoder = SummaryDecoder(2, 16, nhead=2, d_ffn=32).eval()
     >>> tokens, memory = torch.rand(3, 5, 16), torch.rand(3, 20, 16)
     >>> whole, _, _ = decoder(tokens, memory)
@@ -217,75 +114,4 @@ class SummaryDecoder(TransformerDecoder):
     True
     """
 
-    def __init__(
-        self,
-        num_layers,
-        d_model,
-        *,
-        nhead=8,
-        d_ffn=2048,
-        dropout=0.1,
-        activation=nn.GELU,
-        normalize_before=True,
-    ):
-        super().__init__(0, nhead, d_ffn, d_model=d_model)  # its norm alone
-        self.layers = nn.ModuleList(
-            SummaryDecoderLayer(d_model, nhead, d_ffn, dropout, activation, normalize_before)
-            for _ in range(num_layers)
-        )
-
-    def start(self, memory, memory_key_padding_mask=None, beams=1):
-        """Projects the encoder's output, once for each utterance.
-
-        Arguments
-        ---------
-        memory : torch.Tensor
-            (B, T, D).
-        memory_key_padding_mask : torch.Tensor or None
-            (B, T), bool, True on padding.
-        beams : int
-            Hypotheses of each utterance.
-
-        Returns
-        -------
-        DecoderState
-            Before the first token.
-        """
-        hypotheses = beams * memory.size(0)
-        return DecoderState(
-            tokens=0,
-            sums=tuple(
-                layer.self_attn.initial_state(CAUSAL, hypotheses, memory.device)
-                for layer in self.layers
-            ),
-            memories=tuple(
-                layer.multihead_attn.project(memory, memory_key_padding_mask)
-                for layer in self.layers
-            ),
-        )
-
-    def step(self, token, state):
-        """Decodes the newest token of each hypothesis.
-
-        Arguments
-        ---------
-        token : torch.Tensor
-            (N, 1, D), embedded, with the position ``state.tokens``.
-        state : DecoderState
-            From `start` or the step before.
-
-        Returns
-        -------
-        output : torch.Tensor
-            (N, 1, D).
-        weights : torch.Tensor
-            (N, 1, T), the last layer's over the memory, the mean of its heads.
-        state : DecoderState
-            For the next step.
-        """
-        sums = []
-        for layer, before, memory in zip(self.layers, state.sums, state.memories):
-            token, after, weights = layer(token, memory, tgt_mask=before)
-            sums.append(after)
-        state = state._replace(tokens=state.tokens + 1, sums=tuple(sums))
-        return self.norm(token), weights, state
+    layer_class = SummaryDecoderLayer

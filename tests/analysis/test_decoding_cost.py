@@ -37,11 +37,11 @@ def test_the_table_has_a_row_for_each_system_and_length(run):
     assert "torch" in header and "beam 2" in header and "d_model=16" in header
     rows = list(csv.DictReader(table))
     assert tuple(rows[0]) == COLUMNS
-    assert [(row["system"], row["prefix"], row["frames"]) for row in rows] == [
-        ("sumformer", "3", "3"),
-        ("sumformer_summary_decoder", "3", "1"),
-        ("sumformer", "20", "20"),
-        ("sumformer_summary_decoder", "20", "1"),
+    assert [(row["system"], row["search"], row["prefix"], row["frames"]) for row in rows] == [
+        (system, search, prefix, prefix if search == "whole prefixes" else "1")
+        for prefix in ("3", "20")
+        for system in ("sumformer", "sumformer_summary_decoder")
+        for search in ("whole prefixes", "steps")
     ]
     for row in rows:
         low, median, high = (float(row[key]) for key in ("low_ms", "step_ms", "high_ms"))
@@ -61,9 +61,11 @@ def test_the_work_of_a_step_does_not_grow_with_the_prefix():
     assert flops[0] == flops[1] == flops[2] > 0
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("path", [ATTENTION, SUMMARY])
-def test_what_is_timed_is_the_step_of_the_search_at_that_prefix(path):
-    decoding, fed = Decoding(System(path, settings=SMALL), seconds=1.0, beam=3), []
+def test_what_is_timed_is_the_step_of_the_search_at_that_prefix(path, whole):
+    system, fed = System(path, settings=SMALL), []
+    decoding = Decoding(system, seconds=1.0, beam=3, whole_prefixes=whole)
     decoding.searcher.model.custom_tgt_module.register_forward_pre_hook(
         lambda _, inputs: fed.append(inputs[0].long())
     )
@@ -74,7 +76,7 @@ def test_what_is_timed_is_the_step_of_the_search_at_that_prefix(path):
     assert torch.equal(fed[-1], fed[-2])
     torch.manual_seed(0)
     tokens = torch.randint(30, (3, 7))
-    prefix = fed[-1] if path == ATTENTION else torch.cat([*fed[:6], fed[-1]], 1)
+    prefix = fed[-1] if whole else torch.cat([*fed[:6], fed[-1]], 1)
     assert torch.equal(prefix, tokens)
 
 

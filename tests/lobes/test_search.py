@@ -2,13 +2,18 @@ import pytest
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CoverageScorer, CTCScorer, ScorerBuilder
+from speechbrain.lobes.models.transformer.Transformer import TransformerDecoder
 from speechbrain.nnet.linear import Linear
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
-from speechbrain_summarymixing.lobes.search import BoundedByOwnLength, SteppingBeamSearcher
-from speechbrain_summarymixing.lobes.summary_decoder import CrossAttention, DecoderState
+from speechbrain_summarymixing.lobes.search import (
+    BoundedByOwnLength,
+    JointScorer,
+    SteppingBeamSearcher,
+)
+from speechbrain_summarymixing.lobes.stepping_decoder import CrossAttention, DecoderState
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D, VOCABULARY = 16, 30
@@ -18,6 +23,9 @@ LENGTHS = torch.tensor([1.0, 0.4, 0.75])
 
 class WholePrefixes(BoundedByOwnLength, S2STransformerBeamSearcher):
     pass
+
+
+ATTENTION_AND_SUMMARY = pytest.mark.parametrize("summary_decoder", [False, True])
 
 
 def model(seed=0, summary_decoder=True):
@@ -36,9 +44,11 @@ def model(seed=0, summary_decoder=True):
     return net, seq_lin, ctc_lin
 
 
-def scorer(kind, ctc_lin):
+def scorer(kind, ctc_lin, ours):
     if kind == "coverage":
         return ScorerBuilder(full_scorers=[CoverageScorer(VOCABULARY)], weights={"coverage": 5.0})
+    if kind.startswith("ctc") and ours:
+        return JointScorer(ctc_lin, ctc_weight=float(kind[3:]), blank_index=0, eos_index=EOS)
     if kind.startswith("ctc"):
         ctc = CTCScorer(ctc_lin, blank_index=0, eos_index=EOS)
         return ScorerBuilder(full_scorers=[ctc], weights={"ctc": float(kind[3:])})
@@ -53,7 +63,7 @@ def search(searcher, parts, beam, kind="none", lengths=LENGTHS, frames=24, **opt
     settings.update(options)
     find = searcher(
         modules=[net, seq_lin], bos_index=BOS, eos_index=EOS, beam_size=beam,
-        scorer=scorer(kind, ctc_lin), **settings,
+        scorer=scorer(kind, ctc_lin, searcher is SteppingBeamSearcher), **settings,
     )  # fmt: skip
     with torch.no_grad():
         speech = torch.randn(len(lengths), frames, 12, generator=generator)
@@ -68,9 +78,10 @@ def assert_same(found, expected, **tolerances):
 
 @pytest.mark.parametrize("kind", ["none", "ctc0.4", "ctc1.0", "coverage"])
 @pytest.mark.parametrize("beam", [1, 4, 10])
-@pytest.mark.parametrize("seed", range(4))
-def test_steps_find_what_whole_prefixes_find(kind, beam, seed):
-    parts = model(seed)
+@pytest.mark.parametrize("seed", range(2))
+@ATTENTION_AND_SUMMARY
+def test_steps_find_what_whole_prefixes_find(kind, beam, seed, summary_decoder):
+    parts = model(seed, summary_decoder)
     found = search(SteppingBeamSearcher, parts, beam, kind)
     expected = search(WholePrefixes, parts, beam, kind)
     assert_same(found, expected, atol=1e-4, rtol=1e-4)
@@ -120,9 +131,12 @@ def test_an_utterance_is_found_in_a_batch_as_speechbrain_finds_it_alone(seed, ra
             torch.testing.assert_close(alone[2][0], scores[row], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["none", "ctc0.4"])
-def test_with_an_attention_decoder_it_is_speechbrains_searcher(kind):
+@pytest.mark.parametrize("kind", ["none", "coverage"])
+def test_with_a_decoder_without_steps_it_is_speechbrains_searcher(kind):
     parts = model(summary_decoder=False)
+    plain = TransformerDecoder(2, 2, 24, d_model=D, activation=nn.GELU, normalize_before=True)
+    plain.eval().load_state_dict(parts[0].decoder.state_dict())
+    parts[0].decoder = plain
     found = search(SteppingBeamSearcher, parts, 4, kind)
     assert_same(found, search(WholePrefixes, parts, 4, kind), atol=0.0, rtol=0.0)
     alike = {"lengths": torch.ones(3)}
@@ -131,8 +145,9 @@ def test_with_an_attention_decoder_it_is_speechbrains_searcher(kind):
     assert_same(found, theirs, atol=0.0, rtol=0.0)
 
 
-def test_each_step_reads_one_token_and_the_memory_is_projected_once(monkeypatch):
-    parts, lengths, projected = model(), [], []
+@ATTENTION_AND_SUMMARY
+def test_each_step_reads_one_token_and_the_memory_is_projected_once(monkeypatch, summary_decoder):
+    parts, lengths, projected = model(summary_decoder=summary_decoder), [], []
     project = CrossAttention.project
 
     def counted(attention, memory, *mask):
@@ -148,9 +163,10 @@ def test_each_step_reads_one_token_and_the_memory_is_projected_once(monkeypatch)
     assert set(lengths) == {(12, 1, D)} and len(lengths) >= found[0].size(2) - 1
 
 
-def test_a_step_waits_for_no_host_and_makes_no_tensor_on_the_wrong_device():
+@ATTENTION_AND_SUMMARY
+def test_a_step_waits_for_no_host_and_makes_no_tensor_on_the_wrong_device(summary_decoder):
     with FakeTensorMode(), torch.device("cuda"):  # which has no values to wait for
-        net, seq_lin, _ = model()
+        net, seq_lin, _ = model(summary_decoder=summary_decoder)
         find = SteppingBeamSearcher(
             modules=[net, seq_lin], bos_index=BOS, eos_index=EOS, beam_size=3,
             min_decode_ratio=0.0, max_decode_ratio=1.0,
@@ -163,7 +179,7 @@ def test_a_step_waits_for_no_host_and_makes_no_tensor_on_the_wrong_device():
             memory = find.permute_mem(memory, torch.arange(6))
     assert isinstance(memory, DecoderState) and memory.tokens == 3
     assert log_probs.shape == (6, VOCABULARY) and weights.shape == (6, 24)
-    tensors = (log_probs, weights, *memory.sums[0], *memory.memories[0])
+    tensors = (log_probs, weights, *memory.past[0], *memory.memories[0])
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
 
 

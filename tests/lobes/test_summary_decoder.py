@@ -12,12 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
-from speechbrain_summarymixing.lobes.summary_decoder import (
-    CausalSummaryMixing,
-    CrossAttention,
-    DecoderState,
-    SummaryDecoder,
-)
+from speechbrain_summarymixing.lobes.stepping_decoder import CrossAttention, DecoderState
+from speechbrain_summarymixing.lobes.summary_decoder import CausalSummaryMixing, SummaryDecoder
 from speechbrain_summarymixing.nnet import reference
 from speechbrain_summarymixing.nnet.summaries import CAUSAL
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
@@ -253,6 +249,6 @@ def test_sums_stay_exact_in_bfloat16_autocast():
             net(tokens, memory)
             _, _, state = steps(net, tokens, memory)
     exact, whole, stepped = seen[0], seen[1], torch.cat(seen[2:], 1)
-    assert all(part.dtype == torch.float64 for sums in state.sums for part in sums)
+    assert all(part.dtype == torch.float64 for sums in state.past for part in sums)
     for rough in (whole, stepped):  # a mean is rounded once to bfloat16, whatever its length
         assert ((rough - exact).norm(dim=2) / exact.norm(dim=2))[:, 100:].max() < 5e-3
