@@ -38,13 +38,17 @@ FEATURES = {
 }  # of sherpa-onnx
 OFFLINE_METADATA = {"model_type": "zipformer2_ctc", "version": 1}
 OFFLINE_USAGE = """    import sherpa_onnx
-    recognizer = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc("model.onnx", "tokens.txt")
+    recognizer = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
+        model="model.onnx", tokens="tokens.txt"
+    )
     stream = recognizer.create_stream()
     stream.accept_waveform(16000, samples)  # floats in [-1, 1]
     recognizer.decode_stream(stream)
     print(stream.result.text)"""
 STREAMING_USAGE = """    import sherpa_onnx
-    recognizer = sherpa_onnx.OnlineRecognizer.from_nemo_ctc("model.onnx", "tokens.txt")
+    recognizer = sherpa_onnx.OnlineRecognizer.from_nemo_ctc(
+        model="model.onnx", tokens="tokens.txt"
+    )
     stream = recognizer.create_stream()
     for samples in microphone:  # floats in [-1, 1]; a second of zeros at the end
         stream.accept_waveform(16000, samples)

@@ -108,11 +108,11 @@ def test_sherpa_onnx_says_the_same_words_offline_and_as_a_stream(exported, model
     import sherpa_onnx
 
     offline = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
-        str(exported / "model.onnx"), str(exported / "tokens.txt")
+        model=str(exported / "model.onnx"), tokens=str(exported / "tokens.txt")
     )
     streaming = exported / "streaming"
     online = sherpa_onnx.OnlineRecognizer.from_nemo_ctc(
-        str(streaming / "model.onnx"), str(streaming / "tokens.txt")
+        model=str(streaming / "model.onnx"), tokens=str(streaming / "tokens.txt")
     )
     from speechbrain_summarymixing.inference.streaming import StreamingModel
 
