@@ -1,9 +1,8 @@
 """Trained recognisers as ONNX graphs, which run without Python, torch or SpeechBrain.
 
 Input and output names and metadata are those that sherpa-onnx 2.0 takes unmodified: offline as
-``OfflineRecognizer.from_zipformer_ctc``, streaming as ``OnlineRecognizer.from_nemo_ctc``. B is the
-batch, T the frames of the features (Kaldi's log-mel filterbank, 10 ms), C the encoder's frames of a
-chunk, V the number of tokens.
+``OfflineRecognizer.from_zipformer_ctc``, streaming as ``OnlineRecognizer.from_zipformer2_ctc``
+(``from_nemo_ctc`` computes other features). The features are Kaldi's log-mel filterbank.
 """
 
 import contextlib
@@ -14,21 +13,18 @@ import json
 import logging
 import shutil
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.graphs import SUBSAMPLING, OfflineGraph, StreamingGraph
 from speechbrain_summarymixing.inference.streaming import StreamingModel
-from speechbrain_summarymixing.lobes.padding import padding_mask
 
 logger = logging.getLogger(__name__)
 
 OPSET = 18
-SUBSAMPLING = 4  # feature frames for one of the encoder; sherpa-onnx takes it for granted
-SILENCE = -15.942385  # of the filterbank where there are zeros: log of float32's epsilon
 TOLERANCE = 1e-4  # of log-probabilities, onnxruntime's against torch's
 FEATURES = {
     "sample_rate": 16000,
@@ -46,7 +42,7 @@ OFFLINE_USAGE = """    import sherpa_onnx
     recognizer.decode_stream(stream)
     print(stream.result.text)"""
 STREAMING_USAGE = """    import sherpa_onnx
-    recognizer = sherpa_onnx.OnlineRecognizer.from_nemo_ctc(
+    recognizer = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
         model="model.onnx", tokens="tokens.txt"
     )
     stream = recognizer.create_stream()
@@ -64,136 +60,6 @@ Made by speechbrain-summarymixing (SummaryMixing: arXiv 2307.07421). It runs in 
 config.json tells the features, versions and the sha256 of each file. No file holds code.
 """
 INSTALL = 'pip install "speechbrain-summarymixing[onnx]"'
-
-
-class OfflineGraph(nn.Module):
-    """From the features of whole utterances to CTC's log-probabilities.
-
-    Arguments
-    ---------
-    normalize, front_end, transformer, ctc_lin : torch.nn.Module
-        Of a trained recogniser.
-    """
-
-    inputs, outputs = ("x", "x_lens"), ("log_probs", "log_probs_lens")
-
-    def __init__(self, normalize, front_end, transformer, ctc_lin):
-        super().__init__()
-        self.front_end, self.transformer, self.ctc_lin = front_end, transformer, ctc_lin
-        self.register_buffer("mean", normalize.glob_mean.detach().clone())
-        self.register_buffer("std", normalize.glob_std.detach().clone())
-
-    def forward(self, x, x_lens):
-        """Returns log-probabilities (B, T', V) and their lengths (B,) of features (B, T, F)."""
-        frames = (x_lens + SUBSAMPLING - 1) // SUBSAMPLING
-        after = torch.arange(x.size(1), device=x.device) >= x_lens.unsqueeze(1)
-        x = x.masked_fill(after.unsqueeze(2), SILENCE)
-        x = nn.functional.pad(x, (0, 0, 0, -x.size(1) % SUBSAMPLING), value=SILENCE)
-        lengths = (SUBSAMPLING * frames).to(x.dtype) / x.size(1)
-        x = self.front_end((x - self.mean) / self.std, lengths)
-        return self.ctc_lin(self.transformer.encode(x, lengths)).log_softmax(-1), frames
-
-    def example(self, bands):
-        """Returns inputs to trace it by, and which of their dimensions vary."""
-        dynamic = torch.export.Dim.DYNAMIC
-        inputs = (torch.randn(2, 240, bands), torch.tensor([240, 137]))
-        return inputs, ({0: dynamic, 1: dynamic}, {0: dynamic})
-
-
-class StreamingGraph(nn.Module):
-    """From the features of a chunk, and a state, to CTC's log-probabilities and the next state.
-
-    Of the state all floats are in one tensor and all float64 sums in another, each as a float32 and
-    the rest as a second one; all are zero at the start.
-
-    Arguments
-    ---------
-    encoder : SpeechEncoder
-    ctc_lin : torch.nn.Module
-    """
-
-    inputs = ("x", "length", "cache_last_channel", "cache_last_time", "cache_last_channel_len")
-    outputs = ("log_probs", "log_probs_len", *(f"{name}_next" for name in inputs[2:]))
-
-    def __init__(self, encoder, ctc_lin):
-        super().__init__()
-        self.offline = OfflineGraph(
-            encoder.normalize, encoder.front_end, encoder.transformer, ctc_lin
-        )
-        self.config, self.chunk_frames = encoder.config, encoder.chunk_frames
-        with torch.no_grad():
-            self.leaves, self.spec = tree_flatten(encoder.initial_state(1))
-
-    def forward(self, x, length, floats, sums, count):
-        """Returns log-probabilities (B, C, V), their lengths, and the state after.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            (B, F, 4 C).
-        length : torch.Tensor
-            (B,), frames of x that are there.
-        floats, sums : torch.Tensor
-            (B, 1, 1, N) each.
-        count : torch.Tensor
-            (B,), frames of the encoder so far.
-        """
-        net = self.offline
-        frames = (length + SUBSAMPLING - 1) // SUBSAMPLING
-        convolved, encoder = self._unpack(floats.flatten(1), sums.flatten(1), count)
-        lengths = frames.to(x.dtype) / self.chunk_frames
-        x = (x.transpose(1, 2) - net.mean) / net.std
-        x, convolved = net.front_end.step(x, convolved, lengths)
-        padding = padding_mask(lengths, self.chunk_frames)
-        encoded, encoder = net.transformer.step(x, encoder, self.config, padding)
-        log_probs = net.ctc_lin(encoded).log_softmax(-1)
-        return log_probs, frames, *self._pack((convolved, encoder))
-
-    def example(self, bands):
-        """Returns inputs to trace it by, and which of their dimensions vary."""
-        batch = {0: torch.export.Dim.DYNAMIC}
-        state = tuple(x.repeat(2, *[1] * (x.dim() - 1)) for x in self.start())
-        length = torch.full((2,), SUBSAMPLING * self.chunk_frames)
-        x = torch.randn(2, bands, SUBSAMPLING * self.chunk_frames)
-        return (x, length, *state), (batch,) * 5
-
-    def start(self):
-        """Returns the state (floats, sums, count) of one stream at its start: zeros."""
-        return tuple(self._pack(tree_unflatten(self.leaves, self.spec)))
-
-    def _pack(self, state):
-        floats, sums, count = [], [], None
-        for leaf in tree_flatten(state)[0]:
-            if leaf.dtype == torch.long:
-                count = leaf
-            elif leaf.dtype == torch.float64:
-                high = leaf.flatten(1).float()
-                sums += [high, (leaf.flatten(1) - high).float()]
-            else:
-                floats.append(leaf.flatten(1).float())
-        batch = count.size(0)
-        for parts in (floats, sums):  # sherpa-onnx wants both
-            parts.append(count.new_zeros(batch, 1, dtype=torch.float32))
-        return *(torch.cat(parts, 1)[:, None, None] for parts in (floats, sums)), count
-
-    def _unpack(self, floats, sums, count):
-        leaves, places = [], {"floats": 0, "sums": 0}
-
-        def taken(name, source, leaf):
-            place, size = places[name], leaf[0].numel()
-            places[name] += size
-            return source[:, place : place + size].unflatten(1, leaf.shape[1:])
-
-        for leaf in self.leaves:
-            if leaf.dtype == torch.long:
-                leaves.append(count)
-            elif leaf.dtype == torch.float64:
-                high, low = (taken("sums", sums, leaf).double() for _ in range(2))
-                leaves.append(high + low)
-            else:
-                leaf_now = taken("floats", floats, leaf)
-                leaves.append(leaf_now > 0.5 if leaf.dtype == torch.bool else leaf_now)
-        return tree_unflatten(leaves, self.spec)
 
 
 def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=False):
@@ -244,7 +110,7 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
     if chunk_ms is not None:
         streaming = StreamingModel(model, chunk_ms=chunk_ms, left_ms=left_ms)
         graph = StreamingGraph(streaming.encoder, hparams.ctc_lin)
-        graphs["streaming"] = (graph, _streaming_metadata(graph, hparams.ctc_lin.w.out_features))
+        graphs["streaming"] = (graph, graph.metadata())
     differences = {}
     for name, (graph, metadata) in graphs.items():
         place = new / name
@@ -274,20 +140,6 @@ def _packages():
         raise UserError(f"{error.name} is not installed: {INSTALL}") from error
 
 
-def _streaming_metadata(graph, tokens):
-    chunk = SUBSAMPLING * graph.chunk_frames
-    floats, sums, _ = graph.start()
-    return {
-        "model_type": "EncDecCTCModelBPE",
-        "window_size": chunk,
-        "chunk_shift": chunk,
-        "subsampling_factor": SUBSAMPLING,
-        "vocab_size": tokens - 1,  # without the blank
-        **{f"cache_last_channel_dim{i}": floats.size(i) for i in (1, 2, 3)},
-        **{f"cache_last_time_dim{i}": sums.size(i) for i in (1, 2, 3)},
-    }
-
-
 def _write(graph, file, metadata):
     """Writes a graph of any batch, and any length where it is not of chunks."""
     import onnx
@@ -315,27 +167,28 @@ def _compared(graph, file):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    largest, bands = 0.0, FEATURES["n_mels"]
+    largest, after, bands = 0.0, (), FEATURES["n_mels"]
     torch.manual_seed(0)
     if isinstance(graph, OfflineGraph):
         trials = [
             (5 * torch.randn(2, frames, bands) - 10, torch.tensor([frames, (frames + 1) // 2]))
             for frames in (1, 7, 240, 2999)
         ]
+        starts = [()] * len(trials)
     else:
         chunk = SUBSAMPLING * graph.chunk_frames
-        trials = [(5 * torch.randn(2, bands, chunk) - 10, torch.full((2,), chunk))] * 5
-    state = ()
-    if isinstance(graph, StreamingGraph):
-        state = tuple(x.repeat(2, *[1] * (x.dim() - 1)) for x in graph.start())
-    for inputs in trials:
+        trials = [(5 * torch.randn(2, chunk, bands) - 10,)] * 5
+        starts = [graph.start(2)]
+    for inputs, state in zip_longest(trials, starts):
+        state = after if state is None else state
         with torch.no_grad():
-            expected, lengths, *after = graph(*inputs, *state)
+            expected, *after = graph(*inputs, *state)
         feeds = dict(zip(graph.inputs, (x.numpy() for x in (*inputs, *state))))
         found = torch.from_numpy(session.run([graph.outputs[0]], feeds)[0])
-        padding = torch.arange(found.size(1)) >= lengths.unsqueeze(1)
-        off = (found - expected).abs().masked_fill(padding.unsqueeze(2), 0.0)
-        largest, state = max(largest, off.max().item()), tuple(after)
+        off = (found - expected).abs()
+        if isinstance(graph, OfflineGraph):
+            off[torch.arange(off.size(1)) >= after[0].unsqueeze(1)] = 0.0
+        largest = max(largest, off.max().item())
     if not largest <= TOLERANCE:
         raise UserError(
             f"{file}: differs from torch by {largest:.1e}, more than {TOLERANCE}: tell us the "
