@@ -74,6 +74,11 @@ class EncodesStreams:
         ValueError
             If a mixer cannot go on where it ended.
         """
+        if not hasattr(self.encoder, "initial_state"):
+            raise ValueError(
+                f"the encoder is a {type(self.encoder).__name__}, which needs the whole utterance: "
+                "train another encoder_module, such as branchformer"
+            )
         state = self.encoder.initial_state(dynchunktrain_config, batch, self._window())
         device = self.encoder.norm.norm.weight.device
         return torch.zeros(batch, dtype=torch.long, device=device), state
@@ -154,11 +159,6 @@ class SpeechEncoder(nn.Module):
             raise ValueError(
                 f"norm_type is {normalize.norm_type!r}, which needs the whole utterance: train "
                 "with global"
-            )
-        if not hasattr(transformer.encoder, "initial_state"):
-            raise ValueError(
-                f"the encoder is a {type(transformer.encoder).__name__}, which needs the whole "
-                "utterance: train another encoder_module, such as branchformer"
             )
         self.features, self.normalize = features, normalize
         self.front_end, self.transformer = front_end, transformer

@@ -49,8 +49,8 @@ def test_more_tokens_than_frames_have_no_confidence():
 
 
 def test_a_transducer_tells_the_probability_of_each_token():
-    log_probs = torch.tensor([0.9, 0.5, 0.7]).log()
-    words = words_of([1, 2, 3], ["▁A", "B", "▁C"], log_probs, blank=0)
+    spans = [Span(frame, frame + 1, p) for frame, p in ((2, 0.9), (3, 0.5), (5, 0.7))]
+    words = words_of(["▁A", "B", "▁C"], spans, frame_seconds=0.04)
     assert [(w.word, w.confidence, w.sure) for w in words] == [("AB", 0.5, True), ("C", 0.7, True)]
 
 

@@ -35,7 +35,7 @@ from speechbrain_summarymixing.training.config import load_hyperparams
 ROOT = Path(__file__).parents[2]
 YAML = "recipes/SLURP/direct/hparams/sumformer.yaml"
 BY_HEART = {
-    "lr": 0.01,
+    "lr": 0.005,
     "warmup_steps": 10,
     "d_model": 32,
     "batch_seconds": 6,
@@ -45,7 +45,7 @@ BY_HEART = {
     "frequency_drops": 0,
     "ctc_weight": 0,
     "max_decode_ratio": 8,
-    "number_of_epochs": 6,
+    "number_of_epochs": 8,
 }
 ORDER = '{"intent":"order","entities":[{"type":"drink","filler":"iced tea"}]}'
 pool = runpy.run_path(ROOT / "recipes/Barista/direct/pool.py")["pool"]
@@ -71,7 +71,8 @@ def by_heart(train, meanings, tmp_path_factory):
         folder / "train.csv",
         [replace(row, ID=f"{row.ID}-{again}") for row in rows for again in range(20)],
     )
-    train(folder / "out", train_csv=folder / "train.csv", **BY_HEART)
+    csvs = {"train_csv": folder / "train.csv", "valid_csv": meanings / "test.csv"}
+    train(folder / "out", **csvs, **BY_HEART)
     return folder / "out"
 
 
