@@ -202,6 +202,7 @@ def test_what_waits_for_its_batch_is_bounded_by_seconds(reader, monkeypatch):
     assert len(seconds) == 24  # all of them
 
 
+@pytest.mark.slow
 def test_two_processes_take_equal_steps(command, pattern, noises, tmp_path):
     options = {"shards": pattern, "train_csv": "null", "distributed_backend": "gloo"}
     root = Path(__file__).parents[2]
@@ -253,6 +254,7 @@ def test_a_trained_tokenizer_and_the_length_of_an_epoch_can_be_given(train, toke
     assert curves.read(out)[0]["steps"] == "2"
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_lose_no_step(train, monkeypatch, capsys):
     original, steps = recognition.ASR.fit_batch, []
 

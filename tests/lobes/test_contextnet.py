@@ -195,7 +195,7 @@ def test_no_tensor_is_made_on_the_wrong_device(training):
         assert net(torch.randn(2, 3000, D), src_key_padding_mask=padding)[0].device.type == "cuda"
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_compiles_to_one_graph_for_all_lengths(training):
     torch._dynamo.reset()
     options = {"dropout": 0.0, "num_blocks": 1, "num_layers": 1}

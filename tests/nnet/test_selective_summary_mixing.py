@@ -279,7 +279,7 @@ SHAPES = [(2, 7), (4, 150), (2, 64), (5, 65)]
 
 
 @every_form
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_an_exported_mixer_takes_any_batch_and_length(form, strict):
     mixer = make(form).eval()
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}

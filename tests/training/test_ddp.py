@@ -233,6 +233,7 @@ def test_uneven_batches_and_a_killed_process(launch, command, tmp_path):
         experiment.run(command(out, **options), ASR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("yaml", ["hparams/sumformer.yaml", "hparams/contextnet.yaml"])
 def test_processes_test_together_what_one_tests_alone(launch, command, tmp_path, yaml):
     """Validation and test have three batches: the processes have other numbers of them.
@@ -288,6 +289,7 @@ def spoilt(noises, path, change):
     return path
 
 
+@pytest.mark.slow
 def test_an_error_is_told_once_and_ends_all(launch, noises, tmp_path):
     def lose(rows):
         rows[3]["wav"] = str(tmp_path / "gone.flac")

@@ -173,7 +173,9 @@ def test_a_nan_loss_stops_with_the_ids_and_spoils_no_weight(train, monkeypatch):
     assert all(p.isfinite().all() for p in seen["brain"].hparams.model.parameters())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_says_how_to_resume_and_loses_no_step(
     train, monkeypatch, trained, number, capsys
 ):
