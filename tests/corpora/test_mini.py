@@ -89,6 +89,7 @@ def test_the_longest_and_the_shortest_sentence_keep_to_1_to_6_seconds(corpus):
         assert 1.0 <= len(utter(espeak, row)) / 16000 <= 6.0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_whatever_the_core_count(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "CHUNK", 5)
     one = mini.build(tmp_path / "one", workers=1, **TINY)

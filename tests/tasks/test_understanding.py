@@ -226,6 +226,7 @@ def test_training_text_without_semantics_is_named(train, meanings, tmp_path, wrd
         train(tmp_path / "out", train_csv=tmp_path / "train.csv")
 
 
+@pytest.mark.slow
 def test_a_trained_recognisers_encoder_is_where_training_begins(train, command, tmp_path):
     same = {"front_end_channels": "[4, 4]", "csgu_linear_units": 16}
     experiment.run(command(tmp_path / "asr", number_of_epochs=1), ASR)

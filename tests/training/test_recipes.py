@@ -50,19 +50,21 @@ def millions(*modules):
     return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
 
 
+def once_fast(paths, *slow):
+    """Of each system's name one recipe's file in the fast tier, and the others in the slow one."""
+    seen = set(slow)
+    for path in paths:
+        marks = [pytest.mark.slow] if path.stem in seen else []
+        seen.add(path.stem)
+        yield pytest.param(path, marks=marks, id=str(path.relative_to(ROOT)))
+
+
 def test_there_are_recipes():
     assert len(PAPER_SIZE) >= 20 and len(RECIPES) >= len(PAPER_SIZE) + 2
     assert len(UNDERSTANDING) >= 6
 
 
-@pytest.mark.parametrize(
-    "yaml",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] if path.stem == "contextnet" else [])
-        for path in (*MINI, *AN4, *PAPER_SIZE)
-    ],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("yaml", once_fast([*MINI, *AN4, *PAPER_SIZE], "contextnet"))
 def test_full_size(yaml):
     hparams = built(yaml)
     low, high = (50, 140) if yaml in PAPER_SIZE else (1, 5)
@@ -144,7 +146,7 @@ def test_the_size_option_changes_the_encoders_size(yaml):
     assert 0 < sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize("yaml", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("yaml", once_fast(RECIPES))
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     own = {"contextnet": {"front_end_channels": "[]"}, "sumformer_streaming": CTC}
     arguments = command(tmp_path, yaml=yaml, **own.get(yaml.stem, {}))
@@ -193,6 +195,7 @@ def after_a_step_and_a_decode(task, arguments):
     return brain, batch
 
 
+@pytest.mark.slow
 def test_common_voice_in_persian(command, tmp_path, speech_data):
     clips = speech_data / "CommonVoice/fa"
     corpus = {

@@ -26,7 +26,27 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("yaml", SYSTEMS, ids=lambda path: str(path.relative_to(ROOT)))
+# whose mixer another fast test trains or which differs from another system by an option
+SLOW = {
+    "branchformer_fastformer",
+    "branchformer_regular",
+    "branchformer_rotary",
+    "conformer_attention_streaming",
+    "conformer_summarymixing_published",
+    "sumformer_decay",
+    "sumformer_heads4",
+    "sumformer_lite",
+    "transformer_summarymixing_published",
+}
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem)
+        for path in SYSTEMS
+    ],
+)
 def test_system(yaml, command, noises, tmp_path):
     options = {"number_of_epochs": 1, "batch_seconds": 20, **OWN.get(yaml.stem, {})}
     experiment.run(command(tmp_path, yaml=yaml, **options), task_of(yaml))
