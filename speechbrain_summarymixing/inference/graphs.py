@@ -70,6 +70,7 @@ class StreamingGraph(nn.Module):
         "embed_states",
         "processed_lens",
     )
+    batch_axes = (1, 1, 1, 1, 0, 0, 0, 0)  # of each state
     inputs = ("x", *states)
     outputs = ("log_probs", *(f"new_{name}" for name in states))
 
@@ -111,8 +112,6 @@ class StreamingGraph(nn.Module):
         x = torch.randn(2, SUBSAMPLING * self.chunk_frames, bands)
         axes = [{0: varies}, *({axis: varies} for axis in self.batch_axes)]
         return (x, *self.start(2)), tuple(axes)
-
-    batch_axes = (1, 1, 1, 1, 0, 0, 0, 0)  # of each state
 
     def start(self, batch=1):
         """Returns the states of ``batch`` streams at their start: zeros."""
