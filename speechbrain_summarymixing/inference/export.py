@@ -49,6 +49,8 @@ class Interface:
     streaming_yaml: str | None = None
 
 
+ENCODER = ("sample_rate", "compute_features", "normalize", "front_end", "transformer")
+
 PRETRAINER = """
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
     sample_rate: !ref <sample_rate>
@@ -83,11 +85,7 @@ tokenizer: !new:sentencepiece.SentencePieceProcessor
 RECOGNITION = Interface(
     title="speech recogniser",
     kept=(
-        "sample_rate",
-        "compute_features",
-        "normalize",
-        "front_end",
-        "transformer",
+        *ENCODER,
         "ctc_lin",
         "seq_lin",
         "scorer",
@@ -109,12 +107,8 @@ STREAMING = f"""{STREAMING_ASR}{PRETRAINER}        tokenizer: !ref <tokenizer>
 CTC = replace(
     RECOGNITION,
     kept=(
-        "sample_rate",
         "blank_index",
-        "compute_features",
-        "normalize",
-        "front_end",
-        "transformer",
+        *ENCODER,
         "ctc_lin",
         "seq_lin",
         "model",
@@ -146,11 +140,7 @@ tokenizer: !new:sentencepiece.SentencePieceProcessor
 TRANSDUCER = replace(
     RECOGNITION,
     kept=(
-        "sample_rate",
-        "compute_features",
-        "normalize",
-        "front_end",
-        "transformer",
+        *ENCODER,
         "ctc_lin",
         "head",
         "greedy_search",
@@ -183,11 +173,7 @@ or `summarymixing understand path/to/this/folder speech.wav`.""",
 CLASSIFICATION = Interface(
     title="classifier of speech",
     kept=(
-        "sample_rate",
-        "compute_features",
-        "normalize",
-        "front_end",
-        "transformer",
+        *ENCODER,
         "embedding_model",
         "class_lin",
         "log_softmax",

@@ -60,19 +60,12 @@ class EncodesStreams:
         return self.encoder.forward_streaming(self._source(src, context.frames), context)[0]
 
     def initial_state(self, dynchunktrain_config, batch):
-        """Returns the state of streams at their start, for `step`; see `nnet.streaming`.
-
-        Arguments
-        ---------
-        dynchunktrain_config : DynChunkTrainConfig
-            Chunks of all streams.
-        batch : int
-            Streams B.
+        """Returns the state of ``batch`` streams at their start, zeros, for `step`.
 
         Raises
         ------
         ValueError
-            If a mixer cannot go on where it ended.
+            If a mixer, or the encoder, cannot go on where it ended.
         """
         if not hasattr(self.encoder, "initial_state"):
             raise ValueError(
@@ -84,25 +77,7 @@ class EncodesStreams:
         return torch.zeros(batch, dtype=torch.long, device=device), state
 
     def step(self, src, state, dynchunktrain_config, key_padding_mask=None):
-        """Encodes the next chunks: with those before equal to ``encode`` with the same chunks.
-
-        Arguments
-        ---------
-        src : torch.Tensor
-            (B, T, F) or (B, T, F', C), whole chunks.
-        state : tuple
-            Of `initial_state` or the step before.
-        dynchunktrain_config : DynChunkTrainConfig
-        key_padding_mask : torch.Tensor or None
-            (B, T), True after the end of a stream, which cannot go on then.
-
-        Returns
-        -------
-        encoded : torch.Tensor
-            (B, T, D).
-        state : tuple
-            For the next step.
-        """
+        """As `InjectedMixers.step`, of the front-end's output (B, T, F) or (B, T, F', C)."""
         frames, layers = state
         encoded, layers = self.encoder.step(
             self._source(src, frames),

@@ -59,20 +59,7 @@ class CausalSummaryMixing(SummaryMixing):
 class SummaryDecoderLayer(TransformerDecoderLayer):
     """SpeechBrain's decoder layer around a causal SummaryMixing and a `CrossAttention`.
 
-    Arguments
-    ---------
-    d_model : int
-        Width D.
-    nhead : int
-        Heads H of the cross-attention.
-    d_ffn : int
-        Hidden width of the feed-forward layer.
-    dropout : float
-        Probability of zeroing an activation.
-    activation : callable
-        Returns the feed-forward layer's activation module.
-    normalize_before : bool
-        Pre-norm.
+    Arguments are those of `SteppingDecoderLayer`; nhead is that of the cross-attention.
     """
 
     def __init__(self, d_model, nhead, d_ffn, dropout, activation, normalize_before):

@@ -74,16 +74,7 @@ class StatelessPredictor(nn.Module):
 class LSTMPredictor(nn.Module):
     """Knows all the tokens said, by an LSTM.
 
-    Arguments
-    ---------
-    vocab_size : int
-        Number of tokens V, with blank 0.
-    width : int
-        Of its embeddings, layers and output, W.
-    num_layers : int
-        L.
-    dropout : float
-        Probability of zeroing a value of an embedding, and between layers.
+    Arguments are those of `StatelessPredictor`, with ``num_layers`` L in place of a context.
 
     Reference: arXiv 1211.3711.
     """

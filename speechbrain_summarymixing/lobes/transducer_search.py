@@ -60,7 +60,7 @@ class TransducerSearch(nn.Module):
     """What `TransducerGreedy` and `TransducerBeam` share: streams that come in chunks.
 
     ``start`` makes the state of several streams, ``step`` hears a chunk, ``rest`` tells what is
-    not told yet, and ``reset`` starts some of the streams anew. A call decodes whole utterances.
+    not told yet; `reset_rows` starts some of the streams anew. A call decodes whole utterances.
 
     Arguments
     ---------
@@ -132,10 +132,6 @@ class TransducerSearch(nn.Module):
         At the end of a stream it is its rest, and before it what may still change.
         """
         raise NotImplementedError
-
-    def reset(self, state, mask):
-        """Lets the streams start anew where mask (B,) is True."""
-        return type(state)(*(_where(mask, torch.zeros_like(part), part) for part in state))
 
     def _first(self):
         """The prediction (W,) before any token, and the predictor's state (…) with it."""

@@ -176,16 +176,7 @@ class SelectiveSummaryMixing(nn.Module):
         return self._mix(query, attn_mask, key_padding_mask, window)[0], None
 
     def initial_state(self, window, batch, device=None):
-        """Returns the state of a stream's start, zeros, for `forward_streaming`; see `streaming`.
-
-        Arguments
-        ---------
-        window : Window
-            Of the stream.
-        batch : int
-            Streams B.
-        device : torch.device or None
-        """
+        """Returns the state of a stream's start, zeros; as `SummaryMixing.initial_state`."""
         width = self.nhead * self.summaries * (2 * self.d_model // self.nhead + 1)
         before = self._blocks(1).before
         near = (batch, self.nhead, before, 2 * self.d_model // self.nhead)

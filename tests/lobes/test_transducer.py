@@ -16,6 +16,7 @@ from speechbrain_summarymixing.lobes.transducer import (
     transducer_loss,
 )
 from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
+from speechbrain_summarymixing.nnet.streaming import reset_rows
 
 D = 5
 PREDICTORS = {
@@ -163,7 +164,7 @@ def test_a_stream_says_what_the_whole_says_whatever_the_others_do(kind, predicto
         told, state = search.step(row[None], search.start(1))
         whole.append(told[0] + search.rest(state)[0])
     _, state = search.step(torch.randn(streams, 4, D).double(), search.start(streams))
-    state, heard = search.reset(state, torch.ones(streams, dtype=torch.bool)), [[], [], []]
+    state, heard = reset_rows(state, torch.ones(streams, dtype=torch.bool)), [[], [], []]
     for chunk in encoded.split(sizes, dim=1) if sizes else ():
         told, state = search.step(chunk, state)
         heard = [before + new for before, new in zip(heard, told)]
@@ -186,7 +187,7 @@ def test_streams_start_and_end_apart(kind):
     chunk = torch.stack((first[:6], second[:6]))
     told, state = search.step(chunk, state, torch.tensor([6, 5]))
     ended = told[1] + search.rest(state)[1]
-    state = search.reset(state, torch.tensor([False, True]))
+    state = reset_rows(state, torch.tensor([False, True]))
     more, state = search.step(torch.stack((first[6:], third[:6])), state)
     heard = told[0] + more[0] + search.rest(state)[0], ended, more[1] + search.rest(state)[1]
     assert [[e.token for e in row] for row in heard] == alone
