@@ -1,5 +1,6 @@
 # make train: set up, make the mini corpus, train, test and export a Sumformer.
 # make test:  set up and run every test but the slowest, which make test-slow runs.
+# make coverage: make test, and which lines it does not reach; takes twice as long.
 # make gpu:   set up, run the tests that need a GPU, and measure it: docs/gpu/<its name>.
 # make clean: remove what these made, but for corpora (data) and trained models (results).
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: train test test-slow gpu lint clean
+.PHONY: train test test-slow coverage gpu lint clean
 
 train: $(SETUP)
 	$(BIN)/python train.py hparams/sumformer.yaml
@@ -15,10 +16,13 @@ train: $(SETUP)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 test: $(SETUP)
-	$(PYTEST) --dist loadfile -m 'not slow' --cov --cov-report=term --durations=15
+	$(PYTEST) --dist loadfile -m 'not slow' --durations=15
 
 test-slow: $(SETUP)
 	$(PYTEST) -m slow --durations=15
+
+coverage: $(SETUP)
+	$(PYTEST) --dist loadfile -m 'not slow' --cov --cov-report=term
 
 NAME = $$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 PAPER := LibriSpeech/ASR/transformer
