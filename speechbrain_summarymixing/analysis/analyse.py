@@ -218,7 +218,10 @@ def _together(model, parts, heard, changes, moved, stats):
     for change, output in zip(changes, moved):
         row = {"layer": change.layer, "head": change.head, "change": change.name, "output": output}
         if stats:
-            difference, (low, high) = paired_difference(_counts(stats[change]), own)
+            counts = _counts(stats[change])
+            difference, (low, high) = 0.0, (0.0, 0.0)  # most single heads: the same errors
+            if counts != own:
+                difference, (low, high) = paired_difference(counts, own)
             row |= {
                 "WER": word_error_rate(stats[change].scores),
                 "WER_difference": difference,

@@ -87,8 +87,11 @@ def page(analysis, heads, replaced, pictures, command=None):
     lines.append(
         f"{analysis.utterances} utterances, {analysis.seconds:.0f} s, a frame each "
         f"{1000 * analysis.frame_seconds:.0f} ms. "
-        + ("" if analysis.WER is None else f"WER {analysis.WER:.2f}% of {analysis.words} words "
-           "(greedy search). ")  # fmt: skip
+        + (
+            ""
+            if analysis.WER is None
+            else f"WER {analysis.WER:.2f}% of {analysis.words} words (greedy search). "
+        )  # fmt: skip
         + "Every number is in heads.csv, replaced.csv and profiles.csv."
     )
     if command is not None:
@@ -173,9 +176,7 @@ def _replaced(rows):
 
 
 def _table(columns, rows):
-    return [
-        f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)
-    ]
+    return [f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def _write(path, columns, rows):
