@@ -25,7 +25,8 @@ from speechbrain_summarymixing.tasks.metrics import word_error_rate
 
 KINDS = (AttentionRows, SelectiveParts, SummaryParts)
 UNCHANGED = Change("nothing")
-COPIES, BATCH_SECONDS = 16, 120.0  # of one utterance in a batch, at most
+COPIES = 16  # of one utterance in a batch, at most
+WEIGHTS = 2**26  # of a layer in a batch, at most: 256 MB
 
 
 @dataclass
@@ -112,7 +113,7 @@ def analyse(
             )
         if not heard:
             raise UserError("no utterance can be read: mend what is named above")
-        found = _changed(subject, probe, [u for u in utterances if u.ID in heard], progress)
+        found = _changed(subject, probe, utterances, heard, progress)
         analysis = _together(str(model), probe.parts, heard, *found)
     write_page(analysis, Path(output), command)
     return len(failed)
@@ -183,12 +184,14 @@ def _changes(parts):
     return changes
 
 
-def _changed(subject, probe, utterances, progress):
+def _changed(subject, probe, utterances, heard, progress):
     """All changes, how much each moves the output (changes, utterances), and its words' errors."""
     changes, moved, stats = _changes(probe.parts), [], {}
+    utterances = [u for u in utterances if u.ID in heard]
+    heads = max(part.heads for part in probe.parts)
     for u in tqdm(utterances, "changing", unit="utt", disable=not progress or None):
         waveform = read_audio(u.wav, subject.sample_rate, **u.part)
-        copies = min(max(int(BATCH_SECONDS * subject.sample_rate / len(waveform)), 1), COPIES)
+        copies = min(max(WEIGHTS // (heads * heard[u.ID][1] ** 2), 1), COPIES)
         norms, texts = [], []
         for start in range(0, len(changes), copies):
             batch = changes[start : start + copies]

@@ -47,7 +47,7 @@ def draw_heads(heads, replaced, path):
         for (layer, head), value in numpy.ndenumerate(values):
             if not numpy.isnan(value):
                 colour = "white" if value > 0.6 * most else "black"
-                text = f"{value:.2f}" if value < 99.5 else f"{value:.0f}"
+                text = f"{value:.{3 if most < 0.2 else 2}f}"
                 axes.text(head, layer, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_xticks(range(columns), range(1, columns + 1))
         axes.set_yticks(range(layers), range(1, layers + 1))

@@ -18,6 +18,7 @@ from speechbrain_summarymixing.analysis.bounds import (
 )
 from speechbrain_summarymixing.analysis.diagnostic_attention import DiagnosticAttention
 from speechbrain_summarymixing.analysis.probe import SOFTMAX, Part
+from speechbrain_summarymixing.errors import UserError
 
 UNIFORM, DECAYED, MEAN_ROW = MEANS = ("uniform", "decayed", "mean row")
 RATES = (0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
@@ -48,6 +49,9 @@ class AttentionRows(Part):
     def softmax(self, scores, dtype):
         """Returns the rows, some of them changed."""
         rows = SOFTMAX(scores, -1, dtype=dtype)
+        if rows.size(-1) != rows.size(-2):  # of another sequence, such as a decoder's
+            return rows
+        self.probe.ran(self)
         by_head = rows.view(self.probe.copies, -1, *rows.shape[-2:])
         self.heads = by_head.size(1)
         allowed = (scores > torch.finfo(scores.dtype).min / 2).view_as(by_head)
@@ -61,10 +65,23 @@ class AttentionRows(Part):
 
     def see_values(self, values):
         """Is told the values, (1, H, T, E) or (H, T, E)."""
-        self.values = values.reshape(-1, *values.shape[-2:])
+        if self.rows is not None and values.size(-2) == self.rows.size(-1):
+            self.values = values.reshape(-1, *values.shape[-2:])
 
     def observe(self):
-        """Adds what is seen of an utterance to the sums over utterances."""
+        """Adds what is seen of an utterance to the sums over utterances.
+
+        Raises
+        ------
+        UserError
+            If no values were multiplied with the rows.
+        """
+        if self.values is None:
+            raise UserError(
+                f"{self.name} is a {type(self.module).__name__}, whose softmax is multiplied with "
+                "nothing by torch.matmul or torch.bmm, so its rows are not known: analyse a model "
+                "with attention of SpeechBrain, torch or transformers"
+            )
         rows, allowed = self.rows.float(), self.allowed
         values = self.values.float()
         uniform = means(UNIFORM, rows, allowed)
@@ -143,7 +160,7 @@ def diagonality(rows):
     Example
     -------
     >>> diagonality(torch.eye(5)), diagonality(torch.eye(5).flip(0))[None]
-    (tensor(1.), tensor([0.2000]))
+    (tensor(1.), tensor([0.3333]))
     """
     distance = _distance(rows)
     furthest = distance.amax(-1).clamp(min=1)

@@ -164,7 +164,6 @@ class Probe:
         if not self._inside or scores.dim() < 3 or dim not in (-1, scores.dim() - 1):
             return SOFTMAX(scores, dim, dtype=dtype)
         part = self._inside[-1]
-        self.ran(part)
         weights = part.softmax(scores, dtype)
         return weights.as_subclass(_seeing(part.see_values)) if self.is_recording else weights
 

@@ -43,7 +43,8 @@ class SelectiveParts(Part):
         self._frames = inputs[0].size(1)
 
     def softmax(self, scores, dtype):
-        """Returns the weights of scores (B, H, blocks, block, around and M), some of them hidden."""
+        """Returns the weights of scores (B, H, blocks, block, around + M), some of them hidden."""
+        self.probe.ran(self)
         around = scores.size(-1) - self.summaries
         hidden = {NO_SUMMARIES: slice(around, None), NO_NEIGHBOURS: slice(around)}
         for place, heads, name in self.wanted():

@@ -1,4 +1,4 @@
-"""``summarymixing analyse`` on models of this project, SpeechBrain and Hugging Face, and on none."""
+"""``summarymixing analyse`` on models of this project, SpeechBrain and Hugging Face."""
 
 import csv
 import shutil

@@ -22,6 +22,7 @@ from speechbrain_summarymixing.analysis.attention_rows import (
 )
 from speechbrain_summarymixing.analysis.diagnostic_attention import DiagnosticAttention
 from speechbrain_summarymixing.analysis.probe import Change, Probe
+from speechbrain_summarymixing.errors import UserError
 
 D, H, T = 16, 2, 11
 
@@ -227,3 +228,23 @@ def test_causal_rows_are_compared_with_what_they_may_see():
     for row in part.table():
         assert row["entropy"] == pytest.approx(1.0) and row["to_uniform"] < 1e-6
         assert row["decay"] == 1.0 and row["error_uniform"] < 1e-6
+
+
+class Odd(nn.MultiheadAttention):
+    """Attention to twice as many frames, or whose softmax is lost."""
+
+    def __init__(self, keys):
+        super().__init__(D, H)
+        self.keys = keys
+
+    def forward(self, x):
+        weights = (x @ x.repeat(1, self.keys, 1).mT).unsqueeze(1).softmax(-1)
+        return torch.einsum("bhij,bje->bie", weights, x.repeat(1, self.keys, 1))
+
+
+def test_rows_of_another_sequence_are_left_alone_and_lost_ones_are_told():
+    probe, _ = hear(module := Odd(2).eval(), module, torch.randn(1, T, D))
+    assert probe.parts == []
+    probe, _ = hear(module := Odd(1).eval(), module, torch.randn(1, T, D))
+    with pytest.raises(UserError, match="Odd, whose softmax is multiplied with nothing"):
+        probe.parts[0].observe()
