@@ -29,6 +29,7 @@ MEANING = {
     "share": "summary / (local + summary)",
     "variation": "distance of the utterances' summaries to their mean, over their size",
 }
+SUMMARIES = "summary_"  # the columns of single ones begin so
 WORST = 10  # changes of single heads that the page lists
 
 
@@ -44,10 +45,11 @@ def write_page(analysis, folder, command=None):
         Which the page names.
     """
     heads = heads_of(analysis.parts)
-    columns = dict.fromkeys(name for row in heads for name in row)
-    _write(folder / "heads.csv", list(columns), heads)
-    replaced = [{**row, "layer": _from_one(row["layer"]), "head": _from_one(row["head"])}
-                for row in analysis.replaced]  # fmt: skip
+    _write(folder / "heads.csv", _columns(heads), heads)
+    replaced = [
+        {**row, **{key: _from_one(row[key]) for key in ("layer", "head")}}
+        for row in analysis.replaced
+    ]
     if replaced:
         _write(folder / "replaced.csv", list(replaced[0]), replaced)
     profiles = [
@@ -57,8 +59,10 @@ def write_page(analysis, folder, command=None):
         for head, weights in enumerate(part.profile().tolist())
         for place, weight in enumerate(weights)
     ]  # fmt: skip
-    pictures = {"heads.png": "Measures by layer and head, and the relative change of the encoder's "
-                "output where one head is changed"}  # fmt: skip
+    pictures = {
+        "heads.png": "Measures by layer and head, and the relative change of the encoder's output "
+        "where one head is changed"
+    }
     draw_heads(heads, replaced, folder / "heads.png")
     if profiles:
         _write(folder / "profiles.csv", list(profiles[0]), profiles)
@@ -83,26 +87,22 @@ def heads_of(parts):
 
 def page(analysis, heads, replaced, pictures, command=None):
     """Returns the page as Markdown."""
-    lines = [f"# What the token mixers of {analysis.model} do", ""]
-    lines.append(
+    heard = (
         f"{analysis.utterances} utterances, {analysis.seconds:.0f} s, a frame each "
-        f"{1000 * analysis.frame_seconds:.0f} ms. "
-        + (
-            ""
-            if analysis.WER is None
-            else f"WER {analysis.WER:.2f}% of {analysis.words} words (greedy search). "
-        )  # fmt: skip
-        + "Every number is in heads.csv, replaced.csv and profiles.csv."
+        f"{1000 * analysis.frame_seconds:.0f} ms."
     )
+    if analysis.WER is not None:
+        heard += f" WER {analysis.WER:.2f}% of {analysis.words} words (greedy search)."
+    heard += " Every number is in heads.csv, replaced.csv and profiles.csv."
+    lines = [f"# What the token mixers of {analysis.model} do", "", heard]
     if command is not None:
         lines += ["", f"    {command}"]
-    lines += ["", "## By layer", "", "Means over heads.", ""]
-    names = [name for name in dict.fromkeys(n for row in heads for n in row) if name in _numbers()]
-    names += [n for n in dict.fromkeys(n for r in heads for n in r) if n.startswith("summary_")]
+    lines += ["", "## By layer", "", "Means over heads; of SummaryMixing all heads together.", ""]
+    names = [name for name in _columns(heads) if _is_measure(name)]
     lines += _table(["layer", "mixer", *names], by_layer(heads, names)) + [""]
     lines += [f"- `{name}`: {MEANING[name]}" for name in names if name in MEANING]
-    if any(name.startswith("summary_") for name in names):
-        lines.append("- `summary_1`, …: weight of each summary")
+    if any(name.startswith(SUMMARIES) for name in names):
+        lines.append(f"- `{SUMMARIES}1`, …: weight of each summary")
     if replaced:
         lines += ["", "## Replaced", "", _explained(analysis), ""]
         whole = [row for row in replaced if row["head"] is None]
@@ -133,8 +133,12 @@ def by_layer(heads, names):
     return rows
 
 
-def _numbers():
-    return MEANING
+def _columns(rows):
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _is_measure(name):
+    return name in MEANING or name.startswith(SUMMARIES)
 
 
 def _explained(analysis):
