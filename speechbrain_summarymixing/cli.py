@@ -8,6 +8,7 @@ import signal
 import sys
 
 from speechbrain_summarymixing import __version__
+from speechbrain_summarymixing.analysis.analyse_commands import add_analyse
 from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare, add_evaluate
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
@@ -53,6 +54,7 @@ def main(argv=None):
     _add_join(commands)
     add_benchmark(commands)
     add_compare(commands)
+    add_analyse(commands)
     arguments = parser.parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
