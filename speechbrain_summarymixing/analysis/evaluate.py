@@ -38,6 +38,7 @@ def evaluate(
     alignments=None,
     as_json=False,
     progress=True,
+    trust=False,
     **options,
 ):
     """Measures a recogniser, perhaps beside another, and prints what it finds.
@@ -57,6 +58,8 @@ def evaluate(
     alignments : str or Path or None
         File to write the alignment of each utterance of ``model`` to.
     as_json, progress : bool
+    trust : bool
+        As for `load_model`.
     **options
         As for `transcribe`.
 
@@ -76,7 +79,8 @@ def evaluate(
     twice = [key for key, count in Counter(u.ID for u in utterances).items() if count > 1]
     if twice:
         raise UserError(listed(f"{manifest}: {len(twice)} IDs occur more than once", twice))
-    systems = [load_model(source, device) for source in (model, against) if source is not None]
+    sources = [source for source in (model, against) if source is not None]
+    systems = [load_model(source, device, trust=trust) for source in sources]
     unfit = {u.ID: "no transcript" for u in utterances if not u.wrd.strip()}
     utterances = [u for u in utterances if u.ID not in unfit]
     said = []
