@@ -17,6 +17,7 @@ from speechbrain_summarymixing.corpora import kaldi, lhotse_cuts
 from speechbrain_summarymixing.corpora.manifest import Utterance, listed, read_manifest
 from speechbrain_summarymixing.corpora.text import normalize_text
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import read_lines
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import Transcript, load_model, transcribe
 from speechbrain_summarymixing.tasks.metrics import word_error_interval, word_error_rate
@@ -156,9 +157,9 @@ def _beside(folder):
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO:
             text = path.with_suffix(".txt")
-            words = text.read_text(encoding="utf-8") if text.is_file() else ""
-            key = str(path.relative_to(folder))
-            utterances.append(Utterance(key, math.nan, str(path), "", " ".join(words.split())))
+            lines = read_lines(text) if text.is_file() else []
+            key, words = str(path.relative_to(folder)), " ".join(" ".join(lines).split())
+            utterances.append(Utterance(key, math.nan, str(path), "", words))
     if not utterances:
         raise UserError(
             f"MANIFEST is {folder}, which has no audio ({', '.join(AUDIO)}) and no wav.scp: give "
