@@ -73,12 +73,17 @@ def load_language_model(source, *, trust=False):
     """
     text = language_model_yaml(source, trust=trust)
     weights = find_file(source, "lm.ckpt", option=OPTION)
-    check_sums(source, {weights.name: weights}, option=OPTION)
-    model = load_hyperpyyaml(text)["lm_model"]
     try:
+        check_sums(source, {weights.name: weights}, option=OPTION)
+        model = load_hyperpyyaml(text)["lm_model"]
         load_strictly(model, weights)
     except UserError as error:
         raise UserError(f"{OPTION} is {source}: {error}") from error
+    except Exception as error:  # of YAML, and of what it builds
+        raise UserError(
+            f"{OPTION} is {source}, whose lm_model cannot be made ({reason_of(error)}): copy its "
+            "files again, or export the model anew"
+        ) from error
     return model.eval()
 
 

@@ -201,7 +201,7 @@ def _named(node):
         return f"load by {', '.join(map(str, names)) or 'a list'} of {tag}"
     if tag in LISTED or _makes_a_layer(tag):
         return None
-    return f"run {tag.partition(':')[2] or tag} ({tag})"
+    return f"run {tag.rpartition(':')[2] or tag} ({tag})"
 
 
 def _makes_a_layer(tag):
