@@ -295,7 +295,9 @@ def _resampler(rate, sample_rate):
     All usual rates are exact. Its kernel has a tap for each sample of a common period, which of
     44101 and 16000 Hz is 1 s.
     """
-    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    ratio = Fraction(rate, sample_rate)
+    most = int(1000 / math.sqrt(max(1, ratio)))  # the kernel grows with its square and the ratio
+    ratio = ratio.limit_denominator(max(1, most))
     return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
 
 
