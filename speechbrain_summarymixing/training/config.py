@@ -150,7 +150,7 @@ def options_given(overrides):
             f"the options are no YAML ({' '.join(str(error).split())}): quote values with special "
             "characters, such as --speeds '[95, 100]'"
         ) from error
-    if not isinstance(options, dict):
+    if not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
         raise UserError(f"{options!r} is no option: write --key value")
     return options
 

@@ -107,7 +107,11 @@ area: [!ref <width>, !ref <height>, !ref <passed>]
 
 @pytest.mark.parametrize(
     "options, message",
-    [("lr: 1\nwidth: 2\nlr: 2", "^--lr is given twice"), ("lr: [1", "options are no YAML")],
+    [
+        ("lr: 1\nwidth: 2\nlr: 2", "^--lr is given twice"),
+        ("lr: [1", "options are no YAML"),
+        ("0: 1", "{0: 1} is no option"),
+    ],
 )
 def test_options_that_cannot_be_read(system, options, message):
     with pytest.raises(UserError, match=message):
