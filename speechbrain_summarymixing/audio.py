@@ -133,8 +133,8 @@ def read_part(path, sample_rate=16000, *, seconds, place):
     """
     with opened(path) as file:
         frames = min(file.frames, max(1, round(seconds * file.samplerate)))
-        file.seek(int(place * (file.frames - frames)))
-        samples = _mono(_read(file, path, frames), path)
+        first = int(place * (file.frames - frames))
+        samples = _mono(_read(file, path, frames, first), path)
         return _resampled(samples, file.samplerate, sample_rate, path)
 
 
@@ -177,8 +177,6 @@ def read_segments(path, sample_rate=16000, *, longest):
             held = held[cut:]
         if left > 0:
             held = torch.cat([held, _mono(_read(file, path), path)])
-        if held.numel() == 0:
-            raise UserError(f"{path}: holds no sample: leave it out or replace it")
         yield _resampled(held, rate, sample_rate, path)
 
 
@@ -272,6 +270,8 @@ def _mono(samples, path):
 
 
 def _resampled(waveform, rate, sample_rate, path):
+    if waveform.numel() == 0:  # of an mp3, which may count none but its padding
+        raise UserError(f"{path}: holds no sample: leave it out or replace it")
     if rate == sample_rate:
         return waveform
     _say_once(f"audio at {rate} Hz is resampled to {sample_rate} Hz", path)
@@ -295,7 +295,9 @@ def _resampler(rate, sample_rate):
     All usual rates are exact. Its kernel has a tap for each sample of a common period, which of
     44101 and 16000 Hz is 1 s.
     """
-    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    ratio = Fraction(rate, sample_rate)
+    most = int(1000 / math.sqrt(max(1, ratio)))  # the kernel grows with its square and the ratio
+    ratio = ratio.limit_denominator(max(1, most))
     return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
 
 

@@ -15,6 +15,7 @@ from speechbrain_summarymixing.inference.commands import (
     add_decoding,
     add_formats,
     add_serve,
+    add_trust,
     check_formats,
     decoding_options,
     write_answer,
@@ -98,6 +99,7 @@ def _add_answering(commands, name, help_line, answer):
         type=float,
         help="padded audio in one batch (default: 40 on a CPU, 120 on a GPU)",
     )
+    add_trust(parser)
     if name == "transcribe":
         parser.add_argument(
             "--segment-seconds",
@@ -126,7 +128,9 @@ def _answer(arguments):
     from speechbrain_summarymixing.inference import batches, transcribe
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    model = transcribe.load_model(arguments.model, arguments.device, command=arguments.command)
+    model = transcribe.load_model(
+        arguments.model, arguments.device, command=arguments.command, trust=arguments.trust
+    )
     answers = getattr(transcribe, arguments.command)
     failed = 0
     with tqdm(
@@ -245,6 +249,7 @@ def _add_export(commands):
     )
     parser.add_argument("--int8", action="store_true", help="a graph of 8-bit products too")
     parser.add_argument("--fp16", action="store_true", help="a graph of 16-bit floats too")
+    add_trust(parser)
     parser.set_defaults(run=_export)
 
 
@@ -255,7 +260,7 @@ def _export(arguments):
     from speechbrain_summarymixing.inference.transcribe import load_model
 
     options = {name: getattr(arguments, name) for name in ("chunk_ms", "left_ms", "int8", "fp16")}
-    model = load_model(arguments.model, "cpu")
+    model = load_model(arguments.model, "cpu", trust=arguments.trust)
     for path, difference in export_onnx(model, arguments.folder, **options).items():
         print(f"{path}: differs from torch by {difference:.1e} at most")
     return 0

@@ -12,6 +12,7 @@ from speechbrain_summarymixing.audio import (
     AudioInfo,
     audio_info,
     read_audio,
+    read_part,
     read_segments,
 )
 from speechbrain_summarymixing.errors import UserError
@@ -212,7 +213,7 @@ def test_bad_files_are_named(tmp_path, kind, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("rate", [15999, 44101, 22050, 8000, 2_000_000_000])
+@pytest.mark.parametrize("rate", [15999, 44101, 22050, 8000, 383_999, 2 * 10**9, 2_080_011_111])
 def test_any_rate_is_resampled_in_little_memory(tmp_path, rate):
     path = write(tmp_path / "a.wav", sine(16000, 1.0))
     content = bytearray(path.read_bytes())
@@ -267,6 +268,16 @@ def test_mp3_whose_header_counts_the_encoders_padding(speech_data):
     assert len(clips) == 260
     for clip in clips[::20]:
         assert len(read_audio(clip)) / 16000 == pytest.approx(audio_info(clip).seconds, abs=0.1)
+
+
+def test_a_part_that_is_not_there(tmp_path):
+    path = write(tmp_path / "x.flac", numpy.random.default_rng(0).normal(0, 0.1, 32000))
+    path.write_bytes(path.read_bytes()[:30_000])
+    assert len(read_part(path, seconds=0.1, place=0.0)) == 1600
+    with pytest.raises(UserError, match="x.flac: c.*: replace the file"):
+        read_part(path, seconds=0.1, place=1.0)
+    with pytest.raises(UserError, match="x.mp3: holds no sample"):  # of an mp3, by its header
+        audio._resampled(torch.empty(0), 8000, 16000, "x.mp3")
 
 
 @pytest.mark.parametrize("size", [0, 2**31 - 1 - 36, 2**32 - 1])

@@ -8,7 +8,7 @@ import shlex
 from itertools import product
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.commands import add_decoding, decoding_options
+from speechbrain_summarymixing.inference.commands import add_decoding, add_trust, decoding_options
 
 
 def add_evaluate(commands):
@@ -44,6 +44,7 @@ def add_evaluate(commands):
     parser.add_argument("--json", action="store_true", help="a JSON object")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    add_trust(parser)
     parser.set_defaults(run=_evaluate)
 
 
@@ -68,6 +69,7 @@ def _evaluate(arguments):
         data_root=arguments.data_root,
         language=arguments.language,
         device=arguments.device,
+        trust=arguments.trust,
         chunk_ms=chunk_ms or CHUNK_MS if arguments.stream else None,
         alignments=arguments.alignments,
         as_json=arguments.json,
@@ -259,6 +261,7 @@ def _add_benchmark_streaming(subjects):
     streaming.add_argument("--threads", type=int, help="of torch (default: its own)")
     streaming.add_argument("--csv", metavar="FILE", help="write the table here too")
     streaming.add_argument("--plot", metavar="FILE.png", help="draw time and state over audio")
+    add_trust(streaming)
     streaming.set_defaults(run=_benchmark_streaming)
 
 
@@ -268,7 +271,7 @@ def _benchmark_streaming(arguments):
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     given = vars(arguments)
     names = ("chunk_ms", "seconds", "attention", "left_chunks", "streams", "audio", "aligner")
-    names += ("repetitions", "budget", "threads", "device")
+    names += ("repetitions", "budget", "threads", "device", "trust")
     benchmark_streaming(
         arguments.systems,
         settings=arguments.set,
@@ -294,6 +297,7 @@ def _add_benchmark_search(subjects):
     )
     search.add_argument("--repetitions", type=int, default=3, help="timed searches of each kind")
     search.add_argument("--device", default="cpu")
+    add_trust(search)
     search.set_defaults(run=_benchmark_search)
 
 
@@ -307,6 +311,7 @@ def _benchmark_search(arguments):
         seconds=arguments.seconds,
         repetitions=arguments.repetitions,
         device=arguments.device,
+        trust=arguments.trust,
     )
     return 0
 

@@ -20,9 +20,9 @@ from speechbrain_summarymixing.analysis.compare_plan import (
 )
 from speechbrain_summarymixing.analysis.comparison_table import measures_of, write_comparison
 from speechbrain_summarymixing.analysis.measuring import machine
-from speechbrain_summarymixing.analysis.provenance import checkout, versions
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import locked, write_atomically
+from speechbrain_summarymixing.inference.provenance import checkout, versions
 from speechbrain_summarymixing.systems import find
 
 RUN_FILE = "run.json"  # in a run's folder: what it depends on, and whether it is finished

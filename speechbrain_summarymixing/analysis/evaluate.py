@@ -17,6 +17,7 @@ from speechbrain_summarymixing.corpora import kaldi, lhotse_cuts
 from speechbrain_summarymixing.corpora.manifest import Utterance, listed, read_manifest
 from speechbrain_summarymixing.corpora.text import normalize_text
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import read_lines
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import Transcript, load_model, transcribe
 from speechbrain_summarymixing.tasks.metrics import word_error_interval, word_error_rate
@@ -38,6 +39,7 @@ def evaluate(
     alignments=None,
     as_json=False,
     progress=True,
+    trust=False,
     **options,
 ):
     """Measures a recogniser, perhaps beside another, and prints what it finds.
@@ -57,6 +59,8 @@ def evaluate(
     alignments : str or Path or None
         File to write the alignment of each utterance of ``model`` to.
     as_json, progress : bool
+    trust : bool
+        As for `load_model`.
     **options
         As for `transcribe`.
 
@@ -76,7 +80,8 @@ def evaluate(
     twice = [key for key, count in Counter(u.ID for u in utterances).items() if count > 1]
     if twice:
         raise UserError(listed(f"{manifest}: {len(twice)} IDs occur more than once", twice))
-    systems = [load_model(source, device) for source in (model, against) if source is not None]
+    sources = [source for source in (model, against) if source is not None]
+    systems = [load_model(source, device, trust=trust) for source in sources]
     unfit = {u.ID: "no transcript" for u in utterances if not u.wrd.strip()}
     utterances = [u for u in utterances if u.ID not in unfit]
     said = []
@@ -152,9 +157,9 @@ def _beside(folder):
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO:
             text = path.with_suffix(".txt")
-            words = text.read_text(encoding="utf-8") if text.is_file() else ""
-            key = str(path.relative_to(folder))
-            utterances.append(Utterance(key, math.nan, str(path), "", " ".join(words.split())))
+            lines = read_lines(text) if text.is_file() else []
+            key, words = str(path.relative_to(folder)), " ".join(" ".join(lines).split())
+            utterances.append(Utterance(key, math.nan, str(path), "", words))
     if not utterances:
         raise UserError(
             f"MANIFEST is {folder}, which has no audio ({', '.join(AUDIO)}) and no wav.scp: give "

@@ -20,7 +20,9 @@ COLUMNS = (
 )
 
 
-def benchmark_search(source, files, *, seconds=(3.0, 15.0, 60.0), repetitions=3, device="cpu"):
+def benchmark_search(
+    source, files, *, seconds=(3.0, 15.0, 60.0), repetitions=3, device="cpu", trust=False
+):
     """Measures a model's searches over the speech of files and prints the table as CSV.
 
     Arguments
@@ -35,6 +37,8 @@ def benchmark_search(source, files, *, seconds=(3.0, 15.0, 60.0), repetitions=3,
         Timed searches of each kind, after a warm-up; they take turns.
     device : str
         "cpu" or "cuda".
+    trust : bool
+        As for `load_model`.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def benchmark_search(source, files, *, seconds=(3.0, 15.0, 60.0), repetitions=3,
     for name, value, least in rules:
         if not least <= value < float("inf"):
             raise UserError(f"--{name} has {value:g}, but must be {least:g} or more: change it")
-    model = load_model(source, device)
+    model = load_model(source, device, trust=trust)
     search = getattr(model.mods, "decoder", None)
     if not isinstance(search, SteppingBeamSearcher):
         raise UserError(

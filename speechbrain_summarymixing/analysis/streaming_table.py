@@ -9,7 +9,6 @@ import torch
 
 from speechbrain_summarymixing.analysis.cost_plot import plot_streams
 from speechbrain_summarymixing.analysis.measuring import check_device, machine
-from speechbrain_summarymixing.analysis.provenance import checkout
 from speechbrain_summarymixing.analysis.streaming_cost import (
     COLUMNS,
     SECONDS,
@@ -29,6 +28,7 @@ from speechbrain_summarymixing.analysis.system_table import check_folder, open_c
 from speechbrain_summarymixing.analysis.systems import load_systems
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.provenance import checkout
 from speechbrain_summarymixing.inference.transcribe import load_model
 from speechbrain_summarymixing.systems import PACKAGE
 
@@ -50,6 +50,7 @@ def benchmark_streaming(
     budget=120.0,
     threads=None,
     device="cpu",
+    trust=False,
     csv_file=None,
     plot_file=None,
     command="",
@@ -82,6 +83,8 @@ def benchmark_streaming(
     threads : int or None
         Of torch; None leaves them.
     device : str
+    trust : bool
+        As for `load_model`.
     csv_file, plot_file : str, Path or None
         Where the table and, of a chunk's cost, the picture (PNG) go.
     command : str
@@ -116,10 +119,10 @@ def benchmark_streaming(
     options = {"chunk_ms": chunk_ms}
     if words or many:
         folders = systems or [EXAMPLE]
-        models = {_name(folder): load_model(folder, device) for folder in folders}
+        models = {_name(folder): load_model(folder, device, trust=trust) for folder in folders}
         points = len(models) * (1 if words else len(streams or STREAMS))
     if words:
-        columns, heads = LATENCY_COLUMNS, load_model(aligner, device)
+        columns, heads = LATENCY_COLUMNS, load_model(aligner, device, trust=trust)
         results = (latency(n, model, heads, audio, **options) for n, model in models.items())
     elif many:
         columns, options["streams"] = THROUGHPUT_COLUMNS, streams or STREAMS
@@ -130,7 +133,8 @@ def benchmark_streaming(
             for row in throughput(n, model, rounds=repetitions, **options)
         )
     else:
-        columns, loaded = COLUMNS, _load(systems, settings, attention, left_chunks, device, options)
+        given = settings, attention, left_chunks, device, trust, options
+        columns, loaded = COLUMNS, _load(systems, *given)
         points = len(loaded) * len(set(seconds))
         results = streaming_cost(
             loaded, seconds=set(seconds), repetitions=repetitions, budget=budget
@@ -145,7 +149,7 @@ def benchmark_streaming(
     return rows
 
 
-def _load(systems, settings, attention, left_chunks, device, options):
+def _load(systems, settings, attention, left_chunks, device, trust, options):
     """The systems of files and folders, in the order given, and attention beside them."""
     folders = [path for path in systems if Path(path).is_dir()]
     files = [path for path in systems if path not in folders]
@@ -156,7 +160,8 @@ def _load(systems, settings, attention, left_chunks, device, options):
     if attention and not files:
         raise UserError("--attention takes its widths from a SYSTEM.yaml: give a Conformer's")
     for path in folders:
-        found[path] = StreamedSystem(_name(path), load_model(path, device), **options)
+        model = load_model(path, device, trust=trust)
+        found[path] = StreamedSystem(_name(path), model, **options)
     return [found[path] for path in systems] + [
         attention_beside(built[0], kind, left_chunks=left_chunks, **options) for kind in attention
     ]

@@ -363,7 +363,7 @@ def _status(file):
     """A file's size and time of change, or None where there is none."""
     try:
         found = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte
         return None
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 

@@ -18,6 +18,15 @@ FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt", "tsv": "ts
 DECODING = ("decoder", "beam_size", "ngram", "batch_seconds", "segment_seconds", "nbest")
 
 
+def add_trust(parser):
+    """Adds ``--trust`` to a command that loads a model."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run whatever the model's hyperparams.yaml names: only of one whom you trust",
+    )
+
+
 def add_decoding(parser):
     """Adds options that choose the search."""
     parser.add_argument(
@@ -150,6 +159,7 @@ def add_serve(commands):
         help="whose pages may connect too, such as https://example.org",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add_trust(parser)
     parser.set_defaults(run=_serve)
 
 
@@ -170,7 +180,7 @@ def _serve(arguments):
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # else each port scan a traceback
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, trust=arguments.trust)
     model = StreamingModel(model, **given("chunk_ms", "left_ms", "endpoint_ms"))
     options = given("host", "port", "max_clients", "max_silence_seconds", "origins")
     server.run(model, **options)

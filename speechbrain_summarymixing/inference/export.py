@@ -10,6 +10,7 @@ import ruamel.yaml
 import torch
 
 from speechbrain_summarymixing.inference.language_model import language_model_yaml
+from speechbrain_summarymixing.inference.provenance import write_config
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.sources import load_strictly as load_strictly  # for YAML
 from speechbrain_summarymixing.inference.streaming_asr import (
@@ -230,8 +231,8 @@ def export(hparams, results, interface=RECOGNITION, found=None):
     """Writes what is needed to use a trained model, and nothing of its training.
 
     The folder ``pretrained`` in the output folder is made anew: hyperparams.yaml, model.ckpt,
-    normalizer.ckpt, README.md and the files of the interface, and streaming.yaml where the model
-    was trained on chunks.
+    normalizer.ckpt, README.md and the files of the interface, streaming.yaml where the model was
+    trained on chunks, and config.json, which tells commit, versions and the sha256 of each file.
 
     Arguments
     ---------
@@ -264,7 +265,7 @@ def export(hparams, results, interface=RECOGNITION, found=None):
             saved,
             interface,
             found,
-            language_model_yaml(lm_folder),
+            language_model_yaml(lm_folder, trust=hparams.trust),
             hparams.lm_weight,
             hparams.lm_temperature,
         )
@@ -274,6 +275,7 @@ def export(hparams, results, interface=RECOGNITION, found=None):
     hparams.normalize._save(new / "normalizer.ckpt")
     for target, source in interface.files.items():
         shutil.copy(output_folder / source, new / target)
+    write_config(new)
     (new / "README.md").write_text(model_card(hparams, results, interface), encoding="utf-8")
     if folder.exists():
         os.replace(folder, old)

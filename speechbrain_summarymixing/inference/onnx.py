@@ -6,10 +6,7 @@ Input and output names and metadata are those that sherpa-onnx 2.0 takes unmodif
 """
 
 import contextlib
-import hashlib
-import importlib.metadata
 import io
-import json
 import logging
 import shutil
 import warnings
@@ -20,6 +17,7 @@ import torch
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.graphs import SUBSAMPLING, OfflineGraph, StreamingGraph
+from speechbrain_summarymixing.inference.provenance import write_config
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 
 logger = logging.getLogger(__name__)
@@ -223,19 +221,13 @@ def _write_tokens(tokenizer, file):
 
 
 def _write_config(place, metadata, about):
-    packages = ("speechbrain_summarymixing", "speechbrain", "torch", "onnx", "onnxruntime")
-    config = {
+    write_config(
+        place,
+        packages=("onnx", "onnxruntime"),
         **about,
-        "features": {"type": "Kaldi log-mel filterbank (kaldi-native-fbank)", **FEATURES},
-        "metadata": metadata,
-        "blank": 0,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "sha256": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(place.iterdir())
-            if path.is_file()
-        },
-    }
-    (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        features={"type": "Kaldi log-mel filterbank (kaldi-native-fbank)", **FEATURES},
+        metadata=metadata,
+        blank=0,
+    )
     usage = STREAMING_USAGE if about["streams"] else OFFLINE_USAGE
     (place / "README.md").write_text(CARD.format(usage=usage), encoding="utf-8")

@@ -1,7 +1,6 @@
 """Files of trained models, from a folder or from the hub."""
 
 import functools
-import logging
 import os
 import pickle
 import re
@@ -16,8 +15,6 @@ from huggingface_hub.constants import ENDPOINT
 from speechbrain.utils.fetching import FetchConfig, fetch
 
 from speechbrain_summarymixing.errors import UserError, reason_of
-
-logger = logging.getLogger(__name__)
 
 
 def find_file(source, name, *, option):
@@ -57,8 +54,6 @@ def find_file(source, name, *, option):
             f"{option} is {source}: no such folder, and no name on the hub (owner/name); give the "
             "folder 'pretrained' of the run that made it"
         )
-    if name == "hyperparams.yaml":
-        _warn_of_code(option, source)
     try:
         return Path(fetch(name, str(source), fetch_config=hub()))
     except Exception as error:  # the hub's client has many kinds
@@ -69,16 +64,6 @@ def find_file(source, name, *, option):
             f"{option} is {source}: no such folder, and {name} did not come from the hub "
             f"({reason}): look at the name and at your connection"
         ) from error
-
-
-@functools.cache  # once for each source
-def _warn_of_code(option, source):
-    logger.warning(
-        "%s %s: a model of the hub, whose hyperparams.yaml runs what it names: use it if you trust "
-        "it, or download it, look at that file and give the folder",
-        option,
-        source,
-    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -130,7 +130,7 @@ def transcribe_streams(arguments):
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     times = {name: getattr(arguments, name) for name in ("chunk_ms", "left_ms", "endpoint_ms")}
     model = StreamingModel(
-        load_model(arguments.model, arguments.device),
+        load_model(arguments.model, arguments.device, trust=arguments.trust),
         **{name: value for name, value in times.items() if value is not None},
     )
     failed = 0

@@ -366,7 +366,12 @@ def _samples(samples):
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().to("cpu", copy=True)
     else:
-        samples = torch.from_numpy(numpy.array(samples))
+        samples = numpy.array(samples)
+        if samples.dtype.kind not in "fiu":
+            raise UserError(
+                f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
+            )
+        samples = torch.from_numpy(samples.astype(samples.dtype.newbyteorder("=")))
     if samples.dim() != 1:
         raise UserError(
             f"the samples have the shape {tuple(samples.shape)}, but must be those of one channel, "

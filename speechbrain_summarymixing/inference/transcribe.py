@@ -12,7 +12,9 @@ from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
 from speechbrain_summarymixing.inference.decoding import Decoder, spelling
+from speechbrain_summarymixing.inference.provenance import check_sums
 from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
+from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.processes import check_device
 
 OPTION = "MODEL"
@@ -97,18 +99,19 @@ class Class(Answer):
         return f"{self.label}\t{self.probability:.3f}"
 
 
-def load_model(source, device=None, *, command="transcribe"):
-    """Loads an exported model.
+def load_model(source, device=None, *, command="transcribe", trust=False):
+    """Loads an exported model, of which no code is run that it brings or names.
 
     Arguments
     ---------
     source : str or Path
-        A folder that `inference.export.export` wrote, or the hub name of one. Its YAML runs what it
-        names: load only models that you trust.
+        A folder that `inference.export.export` wrote, or the hub name of one.
     device : str or None
         Such as "cuda"; None takes the GPU where there is one.
     command : str
         What it is for: "transcribe", "understand" or "classify".
+    trust : bool
+        Lets its YAML run whatever that names, as a mixer of your own (`trust.check_yaml`).
 
     Returns
     -------
@@ -118,7 +121,8 @@ def load_model(source, device=None, *, command="transcribe"):
     Raises
     ------
     UserError
-        If it is not a model, or one for another command, or there is no such device.
+        If it is not a model, one for another command, one that would run code, or not as it was
+        exported, or there is no such device.
     """
     file = find_file(source, "hyperparams.yaml", option=OPTION)
     try:
@@ -136,6 +140,9 @@ def load_model(source, device=None, *, command="transcribe"):
         raise UserError(
             f"{OPTION} is {source}, which is not made to {command}: summarymixing {kind} uses it"
         )
+    check_sums(source, {file.name: file, **files}, option=OPTION)
+    if not trust:
+        check_yaml(text, file)
     if device is not None:
         check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,6 +20,7 @@ from speechbrain_summarymixing.data.sets import has_begun, names, spelling
 from speechbrain_summarymixing.data.tokens import digest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import atomically, made_once, write_atomically
+from speechbrain_summarymixing.inference.provenance import CONFIG, write_config
 from speechbrain_summarymixing.processes import on_main
 from speechbrain_summarymixing.tasks import metrics
 from speechbrain_summarymixing.training.brain import ExperimentBrain
@@ -138,10 +139,11 @@ class LanguageModel(ExperimentBrain):
         return [(row.ID, *self.measured[str(index)]) for index, row in enumerate(rows)]
 
     def export(self, results):
-        """Writes hyperparams.yaml, lm.ckpt and tokenizer.ckpt to the folder ``pretrained``."""
+        """Writes the folder ``pretrained``: YAML, lm.ckpt, tokenizer.ckpt and config.json."""
         output_folder = Path(self.hparams.output_folder)
         folder = output_folder / "pretrained"
         folder.mkdir(exist_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)  # of other weights
         yaml = ruamel.yaml.YAML()
         tree = yaml.load((output_folder / "hyperparams.yaml").read_text(encoding="utf-8"))
         text = io.StringIO()
@@ -151,6 +153,7 @@ class LanguageModel(ExperimentBrain):
         torch.save({key: value.cpu() for key, value in state.items()}, weights)
         write_atomically(folder / "lm.ckpt", weights.getvalue())
         shutil.copy(output_folder / "tokenizer.model", folder / "tokenizer.ckpt")
+        write_config(folder)
 
 
 class Sentences(Dataset):

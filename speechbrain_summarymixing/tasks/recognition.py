@@ -49,7 +49,7 @@ class ASR(SpeechTask):
         chunks.check_chunks(hparams)
         language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
         if language_model is not None:  # now, not after days of training
-            load_language_model(language_model)
+            load_language_model(language_model, trust=hparams["trust"])
         if encoder is None and hparams["freeze_encoder_steps"]:
             raise UserError(
                 f"--freeze_encoder_steps is {hparams['freeze_encoder_steps']}, but no encoder is "
@@ -200,7 +200,7 @@ class ASR(SpeechTask):
         """Lets a language model join in the search, where there is one."""
         hparams = self.hparams
         if hparams.lm_folder is not None:
-            language_model = load_language_model(hparams.lm_folder)
+            language_model = load_language_model(hparams.lm_folder, trust=hparams.trust)
             hparams.scorer.add_language_model(
                 language_model, hparams.lm_weight, hparams.lm_temperature
             )

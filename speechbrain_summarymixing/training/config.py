@@ -150,7 +150,7 @@ def options_given(overrides):
             f"the options are no YAML ({' '.join(str(error).split())}): quote values with special "
             "characters, such as --speeds '[95, 100]'"
         ) from error
-    if not isinstance(options, dict):
+    if not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
         raise UserError(f"{options!r} is no option: write --key value")
     return options
 
@@ -224,10 +224,18 @@ def value_of(path, key, overrides=""):
     -------
     str or None
         None where no file has the key.
+
+    Raises
+    ------
+    UserError
+        As in `route_overrides`, or if the file's references cannot be resolved.
     """
     routed = route_overrides(path, overrides)
-    with open(path, encoding="utf-8") as file:
-        level = [yaml.compose(resolve_references(file, routed))]
+    try:
+        with open(path, encoding="utf-8") as file:
+            level = [yaml.compose(resolve_references(file, routed))]
+    except BUILD_ERRORS as error:
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}): mend it") from error
     while level:  # the outermost file's goes before those of its parts
         pairs = [pair for node in level for pair in node.value]
         for name, value in pairs:

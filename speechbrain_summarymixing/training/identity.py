@@ -43,6 +43,7 @@ FREE_SETTINGS = {
     "max_decode_ratio",
     "max_symbols",
     "lm_folder",
+    "trust",
     "lm_weight",
     "lm_temperature",
     "activation_checkpointing",

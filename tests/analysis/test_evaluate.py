@@ -81,6 +81,13 @@ def test_folders_of_audio_and_texts_and_of_kaldi_and_nemo_say_the_same(capsys, t
     assert json.loads(evaluate(capsys, folder, "--json")[1])["WER"] > 90  # other capitals
 
 
+def test_a_text_that_is_no_utf8_is_told(capsys, tmp_path):
+    shutil.copy(FILES[0], tmp_path / "bus.flac")
+    (tmp_path / "bus.txt").write_bytes(b"CAF\xc9\n")
+    status, _, err = evaluate(capsys, tmp_path)
+    assert status == 1 and "bus.txt: cannot read this file (it is not UTF-8 text)" in err
+
+
 def test_a_part_of_a_file_is_heard_alone(capsys, tmp_path):
     nemo, end = tmp_path / "set.jsonl", soundfile.info(FILES[0]).duration
     wav = tmp_path / "both.wav"

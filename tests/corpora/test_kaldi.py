@@ -85,6 +85,7 @@ def test_paths_are_those_of_the_working_directory_or_of_the_data_folder(corpus, 
     [
         ("wav.scp", "one sph2pipe -f wav {one} |\ntwo {two}\n", "audio of 1 recordings comes from"),
         ("wav.scp", "one\ntwo {two}\n", "1 recordings have no path:\n.*wav.scp, line 1"),
+        ("wav.scp", "one {one}\ntwo t\0wo\n", r"t.wo: cannot be read .*embedded null"),
         ("wav.scp", "one {one}\n", "a-2: no line in wav.scp for its recording, two"),
         ("wav.scp", "one {one}\none {two}\n", "1 lines of what stands before:\n  line 2: one"),
         ("text", "a-1 HELLO\n", "(?s)a-2: no line in text.*b-1: no line.*fix_data_dir"),

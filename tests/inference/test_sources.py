@@ -92,23 +92,8 @@ def test_a_model_of_the_hub_transcribes(with_hub):
     command = [sys.executable, "-m", "speechbrain_summarymixing.cli", "transcribe"]
     heard = with_hub([*command, "owner/sumformer-mini", EXAMPLE / "bus.flac"])
     assert heard.returncode == 0, heard.stderr
-    assert "a model of the hub, whose hyperparams.yaml runs what it names" in heard.stderr
     alone = with_hub([*command, EXAMPLE, EXAMPLE / "bus.flac"])
     assert heard.stdout.split() == alone.stdout.split() != []
-
-
-LANGUAGE_MODEL = """
-import sys
-from speechbrain_summarymixing.inference.language_model import language_model_yaml
-language_model_yaml(sys.argv[1])
-"""
-
-
-def test_a_language_model_of_the_hub_is_warned_of_before_its_yaml_is_used(with_hub):
-    tried = with_hub([sys.executable, "-c", LANGUAGE_MODEL, "owner/sumformer-mini"])
-    warned = "--lm_folder owner/sumformer-mini: a model of the hub, whose hyperparams.yaml runs"
-    assert tried.stderr.count(warned) == 1
-    assert tried.stderr.index(warned) < tried.stderr.index("has no key lm_model")
 
 
 def test_a_hub_that_cannot_be_reached_is_told_without_retries(tmp_path):

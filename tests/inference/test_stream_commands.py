@@ -32,7 +32,7 @@ def loaded():
 @pytest.fixture
 def run(loaded, capsys, monkeypatch):
     """Runs the command with chunks that the model can do with; its status, output and errors."""
-    monkeypatch.setattr(transcribe, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(transcribe, "load_model", lambda *_, trust: loaded)
 
     def command(*arguments):
         stream = ["transcribe", "--stream", "--chunk-ms=1280", str(EXAMPLE)]

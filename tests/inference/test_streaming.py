@@ -70,6 +70,10 @@ def test_16_bit_samples_and_floats_are_the_same(model):
     assert hear(model, samples) == hear(model, CODE) == hear(model, torch.from_numpy(samples))
 
 
+def test_samples_of_the_other_byte_order_are_the_same(model):
+    assert hear(model, CODE.astype(">f4")) == hear(model, CODE)
+
+
 def test_the_owner_of_samples_may_write_over_them(model):
     block = CODE.copy()
     with model.open() as stream:
@@ -204,6 +208,7 @@ def test_memory_does_not_grow_with_time(loaded):
     "samples, message",
     [
         (numpy.zeros(800, "int32"), "int32, but must be floats"),
+        (numpy.zeros(800, "U1"), "U1, but must be floats"),
         (numpy.zeros((800, 2), "float32"), r"shape .800, 2., but must be those of one channel"),
         (numpy.array([0.0, numpy.nan]), "not finite"),
         (numpy.array([0.0, numpy.inf], "float32"), "not finite"),

@@ -201,6 +201,8 @@ def test_sentences_are_indexed_on_the_disk_and_reach_a_spawned_worker(tmp_path, 
     "kind, message",
     [
         ("tokenizer", "which has no hyperparams.yaml"),
+        ("unlike its sum", "lm.ckpt: is not the file that was exported"),
+        ("misspelt", "whose lm_model cannot be made .*d_modle"),
         ("cut", "lm.ckpt: cannot be loaded as weights"),
         ("other", "lm.ckpt: holds the weights of another model"),
     ],
@@ -208,11 +210,16 @@ def test_sentences_are_indexed_on_the_disk_and_reach_a_spawned_worker(tmp_path, 
 def test_what_is_no_language_model_is_told_before_training(made, command, tmp_path, kind, message):
     folder = tmp_path / "lm"
     shutil.copytree(made / "lm/pretrained", folder)
+    if kind != "unlike its sum":
+        (folder / "config.json").unlink()
     if kind == "tokenizer":
         (folder / "hyperparams.yaml").unlink()
+    elif kind == "misspelt":
+        file = folder / "hyperparams.yaml"
+        file.write_text(file.read_text().replace("d_model", "d_modle"))
     elif kind == "cut":
         (folder / "lm.ckpt").write_bytes((folder / "lm.ckpt").read_bytes()[:1000])
-    else:
+    else:  # other weights
         torch.save({"other": torch.zeros(1)}, folder / "lm.ckpt")
     with pytest.raises(SystemExit, match=f"--lm_folder is .*{message}"):
         experiment.run(command(tmp_path / "out", lm_folder=folder), ASR)

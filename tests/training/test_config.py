@@ -1,7 +1,7 @@
 import pytest
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides
+from speechbrain_summarymixing.training.config import load_hyperparams, route_overrides, value_of
 
 PART = """
 lr: 0.1
@@ -107,7 +107,11 @@ area: [!ref <width>, !ref <height>, !ref <passed>]
 
 @pytest.mark.parametrize(
     "options, message",
-    [("lr: 1\nwidth: 2\nlr: 2", "^--lr is given twice"), ("lr: [1", "options are no YAML")],
+    [
+        ("lr: 1\nwidth: 2\nlr: 2", "^--lr is given twice"),
+        ("lr: [1", "options are no YAML"),
+        ("0: 1", "{0: 1} is no option"),
+    ],
 )
 def test_options_that_cannot_be_read(system, options, message):
     with pytest.raises(UserError, match=message):
@@ -141,6 +145,12 @@ def test_a_bad_file_is_named(system, content, message, part):
     with pytest.raises(UserError, match=message) as error:
         load_hyperparams(system)
     assert str(system.parent) in str(error.value)
+
+
+def test_a_value_of_a_file_with_a_key_twice(tmp_path):
+    (tmp_path / "own.yaml").write_text("task: recognition\nlr: 1\nlr: 2\n")
+    with pytest.raises(UserError, match=r"own\.yaml: cannot be read \(DuplicateKeyError.* mend"):
+        value_of(tmp_path / "own.yaml", "task")
 
 
 def test_options_reach_the_part_of_a_part(system):

@@ -67,8 +67,14 @@ def test_a_run_leaves_everything_it_promises(trained, noises):
     for name in ("curves.png", "wer_test.txt", "train_log.txt", "log.txt", "hyperparams.yaml"):
         assert (trained / name).stat().st_size > 0, name
     assert sorted(p.name for p in (trained / "pretrained").iterdir()) == [
-        "README.md", "hyperparams.yaml", "model.ckpt", "normalizer.ckpt", "tokenizer.ckpt",
-    ]  # fmt: skip
+        *("README.md", "config.json", "hyperparams.yaml"),
+        *("model.ckpt", "normalizer.ckpt", "tokenizer.ckpt"),
+    ]
+    told = json.loads((trained / "pretrained/config.json").read_text())
+    assert told["versions"]["speechbrain"] and "commit" in told
+    assert told["sha256"].keys() == {
+        *("hyperparams.yaml", "model.ckpt", "normalizer.ckpt", "tokenizer.ckpt")
+    }
 
 
 def test_speechbrain_loads_the_export_and_says_the_words_of_the_test_pass(trained, noises):
