@@ -64,7 +64,16 @@ class Analysis:
 
 
 def analyse(
-    model, audio, output, *, data_root=None, most=None, device=None, progress=True, command=None
+    model,
+    audio,
+    output,
+    *,
+    data_root=None,
+    most=None,
+    device=None,
+    trust=False,
+    progress=True,
+    command=None,
 ):
     """Analyses a model and writes tables, pictures and a page.
 
@@ -82,6 +91,8 @@ def analyse(
     most : int or None
         Of more utterances so many are taken, at equal steps.
     device : str or None
+    trust : bool
+        As for `load_subject`.
     progress : bool
     command : str or None
         Which the page names.
@@ -102,7 +113,7 @@ def analyse(
     if most is not None and most < 1:
         raise UserError(f"--utterances is {most}, but must be 1 or more")
     utterances = _spread(_utterances(audio, data_root), most)
-    subject = load_subject(model, device)
+    subject = load_subject(model, device, trust=trust)
     with torch.no_grad(), Probe(subject.module, KINDS) as probe:
         heard, failed = _observe(subject, probe, utterances, progress)
         if failed:

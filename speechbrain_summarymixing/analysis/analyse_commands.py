@@ -3,6 +3,8 @@
 import logging
 import shlex
 
+from speechbrain_summarymixing.inference.commands import add_trust
+
 
 def add_analyse(commands):
     """Adds ``analyse`` to the commands of a parser."""
@@ -33,6 +35,7 @@ def add_analyse(commands):
     )
     parser.add_argument("--data-root", help="what $data_root in a manifest stands for")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add_trust(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=_analyse)
 
@@ -48,6 +51,7 @@ def _analyse(arguments):
         data_root=arguments.data_root,
         most=arguments.utterances,
         device=arguments.device,
+        trust=arguments.trust,
         progress=not arguments.no_progress,
         command=shlex.join(["summarymixing", *arguments.argv]),
     )

@@ -53,12 +53,13 @@ def covariance_bound(rows, weights, values):
     Infinite where the mean gives no weight to a frame to which the row gives some.
     """
     difference = (rows - weights).square()
-    terms = torch.where(difference > 0, difference / weights, 0.0)  # x / 0 is infinite
+    chi_squared = torch.where(difference > 0, difference / weights, 0.0).sum(-1)
     mean = weights @ values  # (..., 1 or Q, E)
     centred = values.unsqueeze(-3) - mean.unsqueeze(-2)  # (..., 1 or Q, T, E)
     covariance = centred.mT @ (weights.unsqueeze(-1) * centred)
     largest = torch.linalg.eigvalsh(covariance)[..., -1].clamp(min=0)  # (..., 1 or Q)
-    return (terms.sum(-1) * largest).sqrt()
+    bound = (chi_squared * largest).sqrt()
+    return torch.where(chi_squared.isinf(), chi_squared, bound)  # also where the largest is 0
 
 
 def entropy(rows):
@@ -115,7 +116,7 @@ def tail_bound(rows, weights, values, neighbours):
 
 
 def tail_errors(rows, weights, values, neighbours):
-    """What `tail_bound` bounds: the rows' own output less that with a mean of the rest, (..., T)."""
+    """What `tail_bound` bounds: the distance to the output with a mean of the rest, (..., T)."""
     tail, of_tail, of_mean = _tails(rows, weights, neighbours)
     return tail * replacement_errors(of_tail, of_mean, values)
 

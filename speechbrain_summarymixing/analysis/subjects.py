@@ -9,6 +9,7 @@ from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.decoding import BLANK
 from speechbrain_summarymixing.inference.transcribe import OPTION, load_model
+from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
 from speechbrain_summarymixing.processes import check_device
@@ -16,7 +17,7 @@ from speechbrain_summarymixing.processes import check_device
 EXPORT = ("model.ckpt", "normalizer.ckpt")  # files of this project's
 
 
-def load_subject(source, device=None):
+def load_subject(source, device=None, *, trust=False):
     """Loads a model to be analysed.
 
     Arguments
@@ -24,9 +25,10 @@ def load_subject(source, device=None):
     source : str or Path
         A folder that this project exported, or the hub name of one; a folder of SpeechBrain's
         ``EncoderASR`` or ``EncoderDecoderASR``; or a folder of a speech encoder of Hugging Face.
-        The YAML of a SpeechBrain model runs what it names: load only models that you trust.
     device : str or None
         None takes the GPU where there is one.
+    trust : bool
+        As for `load_model`.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def load_subject(source, device=None):
     Raises
     ------
     UserError
-        If it is no such model, or there is no such device.
+        If it is no such model, one that would run code, or there is no such device.
     """
     if device is not None:
         check_device(device)
@@ -45,8 +47,10 @@ def load_subject(source, device=None):
         return HuggingFaceEncoder(folder, device)
     is_export = all((folder / name).is_file() for name in EXPORT)
     if not (folder / "hyperparams.yaml").is_file() or is_export:
-        return Recogniser(load_model(source, device))
+        return Recogniser(load_model(source, device, trust=trust))
     text = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    if not trust:
+        check_yaml(text, folder / "hyperparams.yaml")
     interface = EncoderASR if "decoding_function" in text else EncoderDecoderASR
     try:
         model = interface.from_hparams(source=str(source), run_opts={"device": device})

@@ -119,7 +119,7 @@ def test_attention_of_a_recogniser_of_speechbrain(speechbrain_folder, tmp_path, 
     (tmp_path / "set.csv").write_text(
         f"ID,duration,wav,spk_id,wrd\nbus,1.0,{tmp_path / 'bus.flac'},,\ngone,1.0,{gone},,\n"
     )
-    assert analyse(speechbrain_folder, tmp_path / "set.csv", "--output", out) == 1
+    assert analyse(speechbrain_folder, tmp_path / "set.csv", "--output", out, "--trust") == 1
     assert "1 utterances cannot be read" in (err := capsys.readouterr().err) and str(gone) in err
     heads, replaced = table(out / "heads.csv"), table(out / "replaced.csv")
     assert {row["mixer"] for row in heads} == {"RelPosMHAXL"} and len(heads) == 4
@@ -172,6 +172,9 @@ def test_a_model_or_files_that_cannot_be_used(tmp_path, monkeypatch, capsys):
     (tmp_path / "hyperparams.yaml").write_text("sample_rate: 16000\n")
     assert analyse(tmp_path, FILES[0], *options) == 1
     assert "cannot load" in capsys.readouterr().err
+    (tmp_path / "hyperparams.yaml").write_text("key: !apply:os.getcwd []\n")
+    assert analyse(tmp_path, FILES[0], *options) == 1
+    assert "os.getcwd" in capsys.readouterr().err
     (tmp_path / "hyperparams.yaml").rename(tmp_path / "config.json")
     pytest.importorskip("transformers", reason="its error is told")
     assert analyse(tmp_path, FILES[0], *options) == 1
@@ -183,7 +186,7 @@ def test_a_model_or_files_that_cannot_be_used(tmp_path, monkeypatch, capsys):
         def encode(self, waveform, copies=1):
             return self.module(torch.rand(copies, 5, 2))
 
-    monkeypatch.setattr(module, "load_subject", lambda source, device: Other())
+    monkeypatch.setattr(module, "load_subject", lambda source, device, trust: Other())
     assert analyse(EXAMPLE, FILES[0], *options) == 1
     assert "no token mixer that is known" in (err := capsys.readouterr().err)
     assert "RelPosMHAXL" in err and "SelectiveSummaryMixing" in err

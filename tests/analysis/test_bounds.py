@@ -21,7 +21,7 @@ from speechbrain_summarymixing.analysis.bounds import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from recall import Attention, Recall, train  # noqa: E402
+from recall import Attention, Recall, train
 
 ROUNDING = 1e-12
 
