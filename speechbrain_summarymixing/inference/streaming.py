@@ -351,8 +351,9 @@ class StreamingRecognizer:
         ends = range(len(self._sound) + hop, len(sound) + 1, hop)
         short = [bool(has_speech(sound[:end], rate)) for end in ends if end < long]
         if len(sound) >= long:
-            rest = sound[ends[len(short)] - long :].unfold(0, long, hop)
-            short += has_speech(rest, rate).tolist()
+            windows = sound[ends[len(short)] - long :].unfold(0, long, hop)
+            for few in windows.split(16):  # in little memory
+                short += has_speech(few, rate).tolist()
         self._sounding.extend(short)
         self._sound = sound[-long:]
         self._frames += frames

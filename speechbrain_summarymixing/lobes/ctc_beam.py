@@ -94,7 +94,7 @@ class CTCBeam(CTCPrefixBeamSearcher):
         list of tuple
             Tokens (list of int) and log-probability, with the language model's; the best first.
         """
-        beams = self.advance(log_probs.float().cpu().numpy(), [self.beam([])])
+        beams = self.advance(log_probs.cpu().double().numpy(), [self.beam([])])
         ranked = self.ranked(beams)[:nbest]
         return [([emission.token for emission in said], score) for said, score in ranked]
 
@@ -178,7 +178,7 @@ class CTCBeam(CTCPrefixBeamSearcher):
 
 
 class TextScores(dict):
-    """What a language model has for texts, which is found again where it was forgotten.
+    """Scores and states of texts by a language model, found when they are asked for.
 
     Arguments
     ---------
@@ -188,6 +188,10 @@ class TextScores(dict):
     def __init__(self, lm):
         super().__init__({("", False): (0.0, lm.get_start_state())})
         self._lm = lm
+
+    def __contains__(self, key):
+        """True: all texts have a score."""
+        return True
 
     def __missing__(self, key):
         """Returns score and state of (text, whether it is all)."""

@@ -134,7 +134,7 @@ class CTCPrefixBeam(nn.Module):
         if lengths is None:
             lengths = torch.full((encoded.size(0),), encoded.size(1), device=encoded.device)
         with torch.no_grad():
-            log_probs = self.ctc_lin(encoded).log_softmax(-1).float().cpu().numpy()
+            log_probs = self.ctc_lin(encoded).log_softmax(-1).cpu().double().numpy()
         found, streams = [], []
         for row, count, (frames, told, beams) in zip(
             log_probs, lengths.tolist(), self._streams(state)

@@ -20,7 +20,13 @@ from speechbrain_summarymixing.lobes.frontend import (
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.lobes.streaming import SampleWindows, SpeechEncoder
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
-from speechbrain_summarymixing.nnet.streaming import put_rows, reset_rows, state_bytes, take_rows
+from speechbrain_summarymixing.nnet.streaming import (
+    join_rows,
+    put_rows,
+    reset_rows,
+    state_bytes,
+    take_rows,
+)
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D = 16
@@ -208,6 +214,13 @@ def test_rows_of_a_state():
     begun = reset_rows(state, torch.tensor([False, True]))
     assert begun[0][0].flatten().tolist() == [1.0, 0.0] and begun[1].tolist() == [3, 0]
     assert state_bytes(state) == 2 * 4 + 2 * 8
+    larger = ([torch.tensor([[5.0, 6.0]])], torch.tensor([7]))
+    joined = join_rows(state, larger)
+    assert joined[0][0].tolist() == [[1, 0], [2, 0], [5, 6]] and joined[1].tolist() == [3, 4, 7]
+    assert join_rows(larger, state)[0][0].tolist() == [[5, 6], [1, 0], [2, 0]]
+    assert put_rows(state, torch.tensor([0]), larger)[0][0].tolist() == [[5, 6], [2, 0]]
+    smaller = ([torch.tensor([[8.0]])], torch.tensor([9]))
+    assert put_rows(joined, torch.tensor([2]), smaller)[0][0].tolist() == [[1, 0], [2, 0], [8, 0]]
 
 
 def test_the_windows_of_no_samples():
