@@ -349,12 +349,12 @@ class StreamingRecognizer:
         before, long = self._windows.before, round(SOUND_SECONDS * rate)
         sound = torch.cat([self._sound, window[before : before + frames * hop]])
         ends = range(len(self._sound) + hop, len(sound) + 1, hop)
-        short = [bool(has_speech(sound[:end], rate)) for end in ends if end < long]
-        if len(sound) >= long:
-            windows = sound[ends[len(short)] - long :].unfold(0, long, hop)
+        early = sum(end < long for end in ends)  # in the stream's first half second
+        self._sounding.extend([bool(has_speech(sound[:long], rate))] * early)
+        if early < frames:
+            windows = sound[ends[early] - long :].unfold(0, long, hop)
             for few in windows.split(16):  # in little memory
-                short += has_speech(few, rate).tolist()
-        self._sounding.extend(short)
+                self._sounding.extend(has_speech(few, rate).tolist())
         self._sound = sound[-long:]
         self._frames += frames
 
