@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy
 import soundfile
 import torch
 import torchaudio
@@ -20,6 +21,7 @@ AUDIO_SUFFIXES = {".aif", ".aiff", ".au", ".flac", ".mp3", ".ogg", ".opus", ".sp
 MP3_PADDING = 2 * 1152  # samples that an encoder adds, which are counted and not decoded
 SETTLING = {"MP3": 1.0, "OGG": 1.0}  # s that are decoded before a segment is as in the whole
 LOUDEST = 10.0  # of a sample; full scale is 1, and a lossy file may pass it a little
+LARGEST = 2**15  # of 16-bit samples
 CANCELLED = 0.1  # of the power of independent channels: what is left of them is not the speech
 PAUSE = 0.3  # s, of which the quietest is looked for
 
@@ -308,3 +310,48 @@ def _say_once(what, path):
     if what not in _said:
         _said.add(what)
         logger.info("%s; the first such file: %s", what, path)
+
+
+def float_samples(samples):
+    """Returns a copy of samples as floats.
+
+    Arguments
+    ---------
+    samples : torch.Tensor or numpy.ndarray
+        (N,), floats in [-1, 1] or 16-bit integers.
+
+    Raises
+    ------
+    UserError
+        If they are no samples of one channel, not finite or far beyond full scale.
+    """
+    # copies: their owner may use the memory again, or not let others write there
+    if isinstance(samples, torch.Tensor):
+        samples = samples.detach().to("cpu", copy=True)
+    else:
+        samples = numpy.array(samples)
+        if samples.dtype.kind not in "fiu":
+            raise UserError(
+                f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
+            )
+        samples = torch.from_numpy(samples.astype(samples.dtype.newbyteorder("=")))
+    if samples.dim() != 1:
+        raise UserError(
+            f"the samples have the shape {tuple(samples.shape)}, but must be those of one channel, "
+            "(N,): average the channels first"
+        )
+    if samples.dtype == torch.int16:
+        return samples.float() / LARGEST
+    if not samples.is_floating_point():
+        raise UserError(
+            f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
+        )
+    samples = samples.float()
+    if not samples.isfinite().all():
+        raise UserError("the samples are not finite (NaN or infinity): look at their source")
+    if samples.numel() and (peak := float(samples.abs().max())) > LOUDEST:
+        raise UserError(
+            f"the samples reach {peak:.4g}, but full scale is 1: divide them, as by {LARGEST} if "
+            "they were whole numbers of 16 bits"
+        )
+    return samples

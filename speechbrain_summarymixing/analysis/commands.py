@@ -9,6 +9,7 @@ from itertools import product
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import add_decoding, add_trust, decoding_options
+from speechbrain_summarymixing.inference.stream_commands import SEARCH
 
 
 def add_evaluate(commands):
@@ -51,10 +52,10 @@ def add_evaluate(commands):
 def _evaluate(arguments):
     options = decoding_options(arguments)
     chunk_ms = arguments.chunk_ms
-    if arguments.stream and options:
+    if arguments.stream and (unfit := [name for name in options if name not in SEARCH]):
         raise UserError(
-            f"--stream is given with {' and '.join(options)}, but a stream has one search and no "
-            "segments: leave these out"
+            f"--stream is given with {' and '.join(unfit)}, but a stream has neither segments nor "
+            "batches of files: leave these out"
         )
     if chunk_ms is not None and not arguments.stream:
         raise UserError(f"--chunk-ms is {chunk_ms}, but without --stream there are no chunks")

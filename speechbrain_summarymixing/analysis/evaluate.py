@@ -62,7 +62,7 @@ def evaluate(
     trust : bool
         As for `load_model`.
     **options
-        As for `transcribe`.
+        As for `transcribe`, or, of streams, for `StreamingModel`.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def _heard(model, utterances, chunk_ms, progress, options):
     if chunk_ms is None:
         found = transcribe(model, utterances, **options)
     else:
-        found = _streamed(StreamingModel(model, chunk_ms=chunk_ms), utterances)
+        found = _streamed(StreamingModel(model, chunk_ms=chunk_ms, **options), utterances)
     start = time.perf_counter()
     bar = tqdm(found, "recognising", len(utterances), unit="utt", disable=not progress or None)
     found = {u.ID: transcript for u, transcript in zip(utterances, bar)}

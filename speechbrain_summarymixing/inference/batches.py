@@ -33,15 +33,20 @@ def has_speech(waveform, sample_rate=16000):
     Arguments
     ---------
     waveform : torch.Tensor
-        (T,).
+        (T,), or several (B, T).
     sample_rate : int
         In Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        (), or (B,), bool; True where it is too short to tell.
     """
     frame = sample_rate // 20
-    if waveform.numel() < 2 * frame:  # too little to tell
-        return True
-    power = waveform.unfold(0, frame, frame // 2).square().mean(1) + SILENCE
-    return bool(power.max() > STEADY * power.min())
+    if waveform.size(-1) < 2 * frame:
+        return torch.ones(waveform.shape[:-1], dtype=torch.bool, device=waveform.device)
+    power = waveform.square().unfold(-1, frame, frame // 2).mean(-1) + SILENCE
+    return power.amax(-1) > STEADY * power.amin(-1)
 
 
 def seconds_of(files):

@@ -12,10 +12,10 @@ from pathlib import Path
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference import subtitles
-from speechbrain_summarymixing.inference.stream_commands import line_of
+from speechbrain_summarymixing.inference.stream_commands import SEARCH, given_options, line_of
 
 FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
-DECODING = ("decoder", "beam_size", "ngram", "batch_seconds", "segment_seconds", "nbest")
+DECODING = (*SEARCH, "batch_seconds", "segment_seconds", "nbest")
 
 
 def add_trust(parser):
@@ -33,8 +33,8 @@ def add_decoding(parser):
         "--decoder",
         choices=["greedy", "beam", "joint"],
         help="greedy: CTC's best token of each frame, fastest; beam: CTC's beam search; joint: "
-        "that of the attention decoder and CTC (default: joint, or greedy of a model of CTC alone; "
-        "a transducer has greedy and beam of its own)",
+        "that of the attention decoder and CTC, of whole files (default: joint, or greedy of a "
+        "model of CTC alone and of streams; a transducer has greedy and beam of its own)",
     )
     parser.add_argument("--beam-size", type=int, metavar="N", help="hypotheses that are kept")
     parser.add_argument(
@@ -144,6 +144,7 @@ def add_serve(commands):
     parser.add_argument(
         "--endpoint-ms", type=int, help="pause after which words are final (default: 1200)"
     )
+    add_decoding(parser)
     parser.add_argument("--max-clients", type=int, help="at once (default: 20)")
     parser.add_argument(
         "--max-silence-seconds",
@@ -164,10 +165,6 @@ def add_serve(commands):
 
 
 def _serve(arguments):
-    def given(*names):
-        values = vars(arguments)
-        return {name: values[name] for name in names if values[name] is not None}
-
     try:
         from speechbrain_summarymixing.inference import server
     except ImportError as error:
@@ -181,7 +178,8 @@ def _serve(arguments):
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # else each port scan a traceback
     model = load_model(arguments.model, arguments.device, trust=arguments.trust)
-    model = StreamingModel(model, **given("chunk_ms", "left_ms", "endpoint_ms"))
-    options = given("host", "port", "max_clients", "max_silence_seconds", "origins")
-    server.run(model, **options)
+    names = ("chunk_ms", "left_ms", "endpoint_ms", *SEARCH)
+    model = StreamingModel(model, **given_options(arguments, *names))
+    names = ("host", "port", "max_clients", "max_silence_seconds", "origins")
+    server.run(model, **given_options(arguments, *names))
     return 0

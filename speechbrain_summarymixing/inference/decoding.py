@@ -1,6 +1,7 @@
 """What a recogniser finds in waveforms, by the search that one chooses."""
 
 from contextlib import contextmanager
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from speechbrain.inference.ASR import EncoderASR
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.confidence import Span, aligned
 from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam
+from speechbrain_summarymixing.lobes.ctc_search import CTCGreedy, CTCPrefixBeam
 from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
 
 BLANK, *_ = CONTROLS = (0, 1, 2)  # tokens that spell nothing: unknown, also CTC's blank, begin, end
@@ -79,16 +81,16 @@ class Decoder:
                 f"--decoder is {name}, but this model has {' and '.join(searches)}: give one of "
                 "these"
             )
-        self.name, self._search, self._options = name, searches[name], {}
+        self.name, self.search, self.options = name, searches[name], {}
         self._check(beam_size, ngram, transduces)
         if beam_size is not None:
-            self._options["beam_size"] = beam_size
+            self.options["beam_size"] = beam_size
         if name == "joint" and nbest > 1:
-            self._options |= {"return_topk": True, "topk": nbest}
+            self.options |= {"return_topk": True, "topk": nbest}
         if name == "beam" and not transduces:
             tokenizer = model.tokenizer
             pieces = [tokenizer.id_to_piece(token) for token in range(tokenizer.get_piece_size())]
-            self._search = CTCBeam(
+            self.search = CTCBeam(
                 pieces, blank_index=BLANK, beam_size=beam_size or BEAM_SIZE, ngram=ngram
             )
 
@@ -105,7 +107,7 @@ class Decoder:
                 f"--ngram is {ngram}, but n-grams join in CTC's beam search alone: give "
                 "--decoder beam, and a model with a CTC head that is no transducer"
             )
-        most = beam_size or getattr(self._search, "beam_size", BEAM_SIZE)
+        most = beam_size or getattr(self.search, "beam_size", BEAM_SIZE)
         most = 1 if self.name == "greedy" or transduces else most
         if self.nbest > most:
             raise UserError(
@@ -132,9 +134,9 @@ class Decoder:
         model = self.model
         lengths = lengths.to(model.device)
         encoded = model.encode_batch(wavs, lengths)
-        if isinstance(self._search, TransducerSearch):
-            with _set(self._search, **self._options):
-                return [[_emitted(*found)] for found in zip(*self._search(encoded, lengths)[:3])]
+        if isinstance(self.search, TransducerSearch):
+            with _set(self.search, **self.options):
+                return [[_emitted(*found)] for found in zip(*self.search(encoded, lengths)[:3])]
         # EncoderASR encodes as far as CTC's log-probabilities
         by_ctc = isinstance(model, EncoderASR)
         log_probs = encoded if by_ctc else model.hparams.ctc_lin(encoded).log_softmax(-1)
@@ -144,14 +146,14 @@ class Decoder:
             tokens = ctc_greedy_decode(log_probs, lengths, blank_id=BLANK)
             found = [[(one, None)] for one in tokens]
         elif self.name == "beam":
-            found = [self._search.search(row, nbest=self.nbest) for row in rows]
+            found = [self.search.search(row, nbest=self.nbest) for row in rows]
         else:
             found = self._joint(encoded, lengths)
         return [list(_hypotheses(one, row)) for one, row in zip(found, rows)]
 
     def _joint(self, encoded, lengths):
-        with _set(self._search, **self._options):
-            tokens, sizes, scores, _ = self._search(encoded, lengths)
+        with _set(self.search, **self.options):
+            tokens, sizes, scores, _ = self.search(encoded, lengths)
         scores = scores.tolist()
         if self.nbest == 1:
             return [[found] for found in zip(tokens, scores)]
@@ -160,6 +162,36 @@ class Decoder:
             [(one[:size], score) for one, size, score in zip(*columns)]
             for columns in zip(tokens.tolist(), sizes, scores)
         ]
+
+
+def stream_search(model, name=None, *, beam_size=None, ngram=None):
+    """Returns the search of a recogniser in streams, which `TransducerSearch` describes.
+
+    Arguments
+    ---------
+    model, beam_size, ngram
+        As for `Decoder`.
+    name : str or None
+        "greedy" or "beam", of CTC or, of a transducer, its own; None: "greedy".
+
+    Raises
+    ------
+    UserError
+        If streams have no such search, or the search no such option.
+    """
+    if name == "joint":
+        raise UserError(
+            "--decoder is joint, but the attention decoder needs the whole utterance: give a "
+            "stream --decoder greedy or beam, or recognise whole files, without --stream"
+        )
+    decoder = Decoder(model, name or "greedy", beam_size=beam_size, ngram=ngram)
+    if not isinstance(decoder.search, TransducerSearch):
+        ctc_lin = model.hparams.ctc_lin
+        return CTCPrefixBeam(ctc_lin, decoder.search) if decoder.search else CTCGreedy(ctc_lin)
+    search = copy(decoder.search)  # the model's stays as it is
+    for option, value in decoder.options.items():
+        setattr(search, option, value)
+    return search
 
 
 def _hypotheses(found, log_probs):

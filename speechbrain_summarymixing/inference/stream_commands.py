@@ -17,12 +17,10 @@ ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 STDIN = "-"
 READ_SECONDS = 10.0  # of a file, at most, in memory
 OF_STREAMS = ("chunk_ms", "left_ms", "endpoint_ms", "microphone")
+SEARCH = ("decoder", "beam_size", "ngram")
 OF_WHOLE_FILES = (
     "batch_seconds",
     "segment_seconds",
-    "decoder",
-    "beam_size",
-    "ngram",
     "format",
     "output",
 )
@@ -128,11 +126,9 @@ def transcribe_streams(arguments):
     from speechbrain_summarymixing.inference.transcribe import load_model
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    times = {name: getattr(arguments, name) for name in ("chunk_ms", "left_ms", "endpoint_ms")}
-    model = StreamingModel(
-        load_model(arguments.model, arguments.device, trust=arguments.trust),
-        **{name: value for name, value in times.items() if value is not None},
-    )
+    model = load_model(arguments.model, arguments.device, trust=arguments.trust)
+    names = ("chunk_ms", "left_ms", "endpoint_ms", *SEARCH)
+    model = StreamingModel(model, **given_options(arguments, *names))
     failed = 0
     for name, pieces in _sounds(arguments, model):
         printer = _Printer(name, arguments)
@@ -142,6 +138,12 @@ def transcribe_streams(arguments):
             printer.error(error)
             failed = 1
     return failed
+
+
+def given_options(arguments, *names):
+    """Returns those of some options that are given, by name."""
+    values = vars(arguments)
+    return {name: values[name] for name in names if values[name] is not None}
 
 
 def line_of(file, line, arguments):

@@ -2,27 +2,31 @@
 
 import logging
 import math
+from collections import deque
 from dataclasses import dataclass
 
-import numpy
 import torch
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
-from torch.utils._pytree import tree_map
 
-from speechbrain_summarymixing.audio import LOUDEST
+from speechbrain_summarymixing.audio import float_samples
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.batches import has_speech
 from speechbrain_summarymixing.inference.confidence import spelled_words
-from speechbrain_summarymixing.lobes.ctc_search import CTCGreedy
+from speechbrain_summarymixing.inference.decoding import stream_search
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
-from speechbrain_summarymixing.nnet.streaming import put_rows, reset_rows, state_bytes, take_rows
+from speechbrain_summarymixing.nnet.streaming import (
+    join_rows,
+    put_rows,
+    reset_rows,
+    state_bytes,
+    take_rows,
+)
 
 logger = logging.getLogger(__name__)
 
 CHUNK_MS = 640
 ENDPOINT_MS = 1200  # without a token, after which what was said is final
 LONGEST_SECONDS = 30.0  # without a pause, after which all words but the last are final
-LARGEST = 2**15  # of 16-bit samples
 SOUND_SECONDS = 0.5  # before a token, in which there is more than silence or steady noise
 
 
@@ -82,11 +86,13 @@ class StreamingModel:
         Sound before a chunk that the mixers see: a multiple of chunk_ms; None is all of the past.
     endpoint_ms : int
         After so long without a token, what was said is final.
+    decoder, beam_size, ngram
+        As for `stream_search`.
 
     Raises
     ------
     UserError
-        If the model cannot be used for streams, or a time cannot be.
+        If the model cannot be used for streams, or an option cannot be.
 
     Example
     -------
@@ -97,7 +103,17 @@ class StreamingModel:
     ...         print(event.text)
     """
 
-    def __init__(self, model, *, chunk_ms=CHUNK_MS, left_ms=None, endpoint_ms=ENDPOINT_MS):
+    def __init__(
+        self,
+        model,
+        *,
+        chunk_ms=CHUNK_MS,
+        left_ms=None,
+        endpoint_ms=ENDPOINT_MS,
+        decoder=None,
+        beam_size=None,
+        ngram=None,
+    ):
         hparams = model.hparams
         self.sample_rate, self.tokenizer = hparams.sample_rate, model.tokenizer
         self.device = torch.device(model.device)
@@ -120,8 +136,8 @@ class StreamingModel:
                 hparams.transformer,
                 DynChunkTrainConfig(chunk, left),
             ).eval()
-            greedy = getattr(hparams, "greedy_search", None)  # of a transducer
-            self.search = (greedy or CTCGreedy(hparams.ctc_lin)).to(self.device).eval()
+            search = stream_search(model, decoder, beam_size=beam_size, ngram=ngram)
+            self.search = search.to(self.device).eval()
             with torch.no_grad():
                 self._start = self._states(1)
         except ValueError as error:
@@ -130,7 +146,10 @@ class StreamingModel:
 
     @property
     def state_bytes(self):
-        """Returns the memory of one stream's state in bytes, which does not grow with time."""
+        """Returns the memory of one stream's state in bytes, which does not grow with time.
+
+        That of a beam search grows by its hypotheses, until they are final.
+        """
         return state_bytes(self._start)
 
     def open(self):
@@ -167,9 +186,13 @@ class StreamingModel:
         lengths = torch.tensor(frames, device=self.device)
         encoded, encoder = self.encoder.step(torch.stack(windows).to(self.device), lengths, encoder)
         found, search = self.search.step(encoded, search, lengths)
+        news = zip(streams, found, self.search.rest(search), due)
+        events, counts = zip(*(stream._take(*new) for stream, *new in news))
+        if any(count is not None for count in counts):
+            search = self.search.settle(search, counts)
         ended = torch.tensor(ends, device=self.device)
         self._state = put_rows(self._state, rows, reset_rows((encoder, search), ended))
-        return [stream._take(*news) for stream, *news in zip(streams, found, due)]
+        return events
 
     def _states(self, batch):
         return self.encoder.initial_state(batch), self.search.start(batch)
@@ -179,7 +202,7 @@ class StreamingModel:
         if not self._free:
             rows = len(self._streams)
             self._free = list(range(rows, 2 * rows))
-            self._state = tree_map(lambda x, y: torch.cat([x, y]), self._state, self._states(rows))
+            self._state = join_rows(self._state, self._states(rows))
         row = self._free.pop(0)
         self._streams[row] = stream
         return row
@@ -242,7 +265,7 @@ class StreamingRecognizer:
             is closed. The stream is then as before.
         """
         self._check_open()
-        self._windows.accept(_samples(samples))
+        self._windows.accept(float_samples(samples))
         self._due.extend((*window, False) for window in self._windows.ready())
 
     def accept(self, samples):
@@ -283,53 +306,67 @@ class StreamingRecognizer:
 
     def _begin(self):
         self.final, self.partial = [], ""
-        self._tokens, self._frames, self._first = [], 0, 0  # `Emission`s, and where they begin
-        self._sound = torch.empty(0)  # of the last chunk, and SOUND_SECONDS before it
+        self._tokens = []  # `Emission`s that stay, and are not final
+        self._frames, self._first = 0, 0  # that were heard, and where the partial begins
+        self._sound = torch.empty(0)  # SOUND_SECONDS that were heard last
+        kept = 2 * LONGEST_SECONDS / self.model.frame_seconds
+        self._sounding = deque(maxlen=round(kept))  # of the last frames, whether one may speak
 
-    def _take(self, emissions, heard):
-        """Goes on by a chunk that was heard; returns an `Event` or None."""
+    def _take(self, told, rest, heard):
+        """Goes on by a chunk that was heard, with tokens that stay and those that may change.
+
+        Returns an `Event` or None, and how many of the rest are final, or None.
+        """
         window, frames, end = heard
         self._listen(window, frames)
-        emissions = [emission for emission in emissions if self._sounds(emission.frame)]
-        self._tokens += emissions
-        known = len(self._tokens)
+        self._tokens += [one for one in told if self._sounds(one.frame)]
+        places = [i for i, one in enumerate(rest) if self._sounds(one.frame)]
+        tokens = self._tokens + [rest[i] for i in places]
+        known = len(tokens)
         if not end:
-            last = self._tokens[-1].frame if self._tokens else self._first
+            last = tokens[-1].frame if tokens else self._first
             if self._frames - last < self.model.endpoint_frames:
-                known = self._long_ago() if emissions else 0
+                known = self._long_ago(tokens)
                 if not known:
-                    return self._event(self._tokens) if emissions else None
-        event = self._event(self._tokens[:known], final=True)
-        self._tokens = self._tokens[known:]
-        self._first = self._frames
+                    before, event = self.partial, self._event(tokens)
+                    return event if event.text != before else None, None
+        event = self._event(tokens[:known], final=True)
+        count = len(rest)
+        if known < len(tokens):
+            new = known - len(self._tokens)
+            count = places[new - 1] + 1 if new > 0 else 0
+        self.partial = self._event(tokens[known:]).text
+        self._tokens, self._first = self._tokens[known:], self._frames
         if end:
             self._frames, self._first, self._sound = 0, 0, torch.empty(0)
-        if not event.text:
-            return None
-        self.final.append(event.text)
-        self.partial = self._event(self._tokens).text
-        return event
+        if event.text:
+            self.final.append(event.text)
+        return event if event.text else None, count
 
     def _listen(self, window, frames):
-        """Keeps the sound of a chunk's frames."""
-        before, samples = self._windows.before, frames * self._windows.frame_samples
-        kept = self._sound[-round(SOUND_SECONDS * self.model.sample_rate) :]
-        self._sound = torch.cat([kept, window[before : before + samples]])
+        """Tells of a chunk's frames whether a token there may be said: not in silence and noise."""
+        rate, hop = self.model.sample_rate, self._windows.frame_samples
+        before, long = self._windows.before, round(SOUND_SECONDS * rate)
+        sound = torch.cat([self._sound, window[before : before + frames * hop]])
+        ends = range(len(self._sound) + hop, len(sound) + 1, hop)
+        early = sum(end < long for end in ends)  # in the stream's first half second
+        self._sounding.extend([bool(has_speech(sound[:long], rate))] * early)
+        if early < frames:
+            windows = sound[ends[early] - long :].unfold(0, long, hop)
+            for few in windows.split(16):  # in little memory
+                self._sounding.extend(has_speech(few, rate).tolist())
+        self._sound = sound[-long:]
         self._frames += frames
 
     def _sounds(self, frame):
-        """Whether a token at a frame may be said: in silence and steady noise none is."""
-        later, rate = self._frames - 1 - frame, self.model.sample_rate
-        end = self._sound.numel() - later * self._windows.frame_samples
-        samples = round(SOUND_SECONDS * rate)
-        start = max(0, end - samples)
-        return has_speech(self._sound[start : start + samples], rate)
+        """Whether a token at a frame may be said."""
+        return self._sounding[max(frame - self._frames, -len(self._sounding))]
 
-    def _long_ago(self):
+    def _long_ago(self, tokens):
         """How many tokens are final because there was no pause for long: those before a word."""
-        if (self._frames - self._first) * self.model.frame_seconds < LONGEST_SECONDS:
+        if (self._frames - self._first) * self.model.frame_seconds < LONGEST_SECONDS or not tokens:
             return 0
-        pieces = [self.model.tokenizer.id_to_piece(emission.token) for emission in self._tokens]
+        pieces = [self.model.tokenizer.id_to_piece(emission.token) for emission in tokens]
         return max(i for i, piece in enumerate(pieces) if i == 0 or piece.startswith("▁"))
 
     def _event(self, tokens, final=False):
@@ -358,37 +395,3 @@ def _count(value, unit, name, *, least):
             f"{name} is {value}, but must be a multiple of {unit:g} ms, from {least * unit:g} on"
         )
     return int(count)
-
-
-def _samples(samples):
-    """Samples (N,) as floats."""
-    # copies: their owner may use the memory again, or not let others write there
-    if isinstance(samples, torch.Tensor):
-        samples = samples.detach().to("cpu", copy=True)
-    else:
-        samples = numpy.array(samples)
-        if samples.dtype.kind not in "fiu":
-            raise UserError(
-                f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
-            )
-        samples = torch.from_numpy(samples.astype(samples.dtype.newbyteorder("=")))
-    if samples.dim() != 1:
-        raise UserError(
-            f"the samples have the shape {tuple(samples.shape)}, but must be those of one channel, "
-            "(N,): average the channels first"
-        )
-    if samples.dtype == torch.int16:
-        return samples.float() / LARGEST
-    if not samples.is_floating_point():
-        raise UserError(
-            f"the samples are {samples.dtype}, but must be floats in [-1, 1] or 16-bit integers"
-        )
-    samples = samples.float()
-    if not samples.isfinite().all():
-        raise UserError("the samples are not finite (NaN or infinity): look at their source")
-    if samples.numel() and (peak := float(samples.abs().max())) > LOUDEST:
-        raise UserError(
-            f"the samples reach {peak:.4g}, but full scale is 1: divide them, as by {LARGEST} if "
-            "they were whole numbers of 16 bits"
-        )
-    return samples

@@ -1,13 +1,18 @@
 """SpeechBrain's prefix beam search of CTC, over the tokens of sentencepiece."""
 
+import math
 from pathlib import Path
 
+import numpy
 from speechbrain.decoders import CTCPrefixBeamSearcher
+from speechbrain.decoders.ctc import CTCBeam as Beam
 
 from speechbrain_summarymixing.errors import UserError, reason_of
+from speechbrain_summarymixing.lobes.emissions import Emission
 
 FIRST = 0xF0000  # of a private area of Unicode: a character for each token
 BEGINS = "▁"  # a word, in sentencepiece
+REMEMBERED = 100_000  # texts whose score by the language model is known
 
 
 class CTCBeam(CTCPrefixBeamSearcher):
@@ -16,6 +21,8 @@ class CTCBeam(CTCPrefixBeamSearcher):
     SpeechBrain's searcher knows hypotheses by their text. Here each token is a character of its
     own, so that those of equal text and other tokens are not mixed up, and hypotheses that a word's
     first token extends are found again, of whose alignments SpeechBrain's searcher loses some.
+    ``text_frames`` of its beams here holds the `Emission` of each token, at the frame where most of
+    the hypothesis's probability comes from.
 
     Arguments
     ---------
@@ -69,7 +76,7 @@ class CTCBeam(CTCPrefixBeamSearcher):
                 f"--ngram is {ngram}, which KenLM cannot read ({reason_of(error)}): give an ARPA "
                 "file, named .arpa, or one that KenLM's build_binary wrote"
             ) from error
-        self.is_spm = True  # also where no piece begins a word
+        self.is_spm, self._scores = True, None  # also where no piece begins a word
         if self.lm is not None:
             self.lm = SpelledScorer(self.lm, pieces)
 
@@ -87,15 +94,65 @@ class CTCBeam(CTCPrefixBeamSearcher):
         list of tuple
             Tokens (list of int) and log-probability, with the language model's; the best first.
         """
-        self.topk = nbest
-        found = self.decode_log_probs(log_probs.float().cpu().numpy(), log_probs.size(0))
+        beams = self.advance(log_probs.cpu().double().numpy(), [self.beam([])])
+        ranked = self.ranked(beams)[:nbest]
+        return [([emission.token for emission in said], score) for said, score in ranked]
+
+    def beam(self, said, blank=0.0, nonblank=-math.inf):
+        """Returns SpeechBrain's form of a hypothesis.
+
+        Arguments
+        ---------
+        said : list of Emission
+        blank, nonblank : float
+            Log-probabilities of its alignments whose last frame is blank, or its last token.
+        """
+        tokens = [self.vocab_list[emission.token] for emission in said]
+        text = "".join(" " + token[1:] if token[:1] == BEGINS else token for token in tokens)
+        before, _, word = text.rpartition(" ")
+        score = float(numpy.logaddexp(blank, nonblank))
+        return Beam(
+            text=text,
+            full_text=before.lstrip(),
+            next_word="",
+            partial_word=word,
+            last_token=tokens[-1] if tokens else None,
+            last_token_index=said[-1].token if tokens else None,
+            text_frames=list(said),
+            partial_frames=(-1, -1),
+            p_b=blank,
+            p_nb=nonblank,
+            score=score,
+            score_ctc=score,
+        )
+
+    def advance(self, log_probs, beams, frame=0):
+        """Returns the beams after more frames; parts of an utterance leave those of the whole.
+
+        Arguments
+        ---------
+        log_probs : numpy.ndarray
+            (T, V).
+        beams : list of CTCBeam
+            SpeechBrain's, which are changed.
+        frame : int
+            Number of the first one.
+        """
+        return self.partial_decoding(log_probs, len(log_probs), beams, *self._known(), frame)
+
+    def ranked(self, beams):
+        """Returns (list of `Emission`, score) of each hypothesis if all ended here, best first."""
+        ended = self.finalize_decoding(beams, *self._known(), force_next_word=True, is_end=True)
         return [
-            (
-                [ord(character) - FIRST for character in one.text.replace(" ", "")],
-                float(one.lm_score),
-            )
-            for one in found
+            (one.text_frames[: len(one.text.replace(" ", ""))], float(one.lm_score))
+            for one in ended
         ]
+
+    def _known(self):
+        """Scores of texts and begun words by the language model, begun anew when they are many."""
+        if self._scores is None or max(map(len, self._scores)) > REMEMBERED:
+            self._scores = {} if self.lm is None else TextScores(self.lm), {}
+        return self._scores
 
     def _get_new_beam(
         self, frame_index, new_prefix, new_token, new_token_index, beams, p, previous_beam
@@ -110,9 +167,40 @@ class CTCBeam(CTCPrefixBeamSearcher):
         beam = super()._get_new_beam(
             frame_index, new_prefix, new_token, new_token_index, beams, p, previous_beam
         )
-        if len(beams) > known and not begins and new_token_index == previous_beam.last_token_index:
+        repeated = new_token_index == previous_beam.last_token_index
+        if len(beams) > known and not begins and repeated:
             beam.partial_word += new_token
+        enters = (previous_beam.p_b if repeated else previous_beam.score_ctc) + p
+        if len(beams) > known or enters > beam.score_ctc:
+            emission = Emission(int(new_token_index), frame_index, float(p))
+            beam.text_frames = [*previous_beam.text_frames, emission]
         return beam
+
+
+class TextScores(dict):
+    """Scores and states of texts by a language model, found when they are asked for.
+
+    Arguments
+    ---------
+    lm : KenlmScorer
+    """
+
+    def __init__(self, lm):
+        super().__init__({("", False): (0.0, lm.get_start_state())})
+        self._lm = lm
+
+    def __contains__(self, key):
+        """True: all texts have a score."""
+        return True
+
+    def __missing__(self, key):
+        """Returns score and state of (text, whether it is all)."""
+        text, is_last = key
+        before, _, word = text.rpartition(" ")
+        score, state = self[before, False]
+        more, state = self._lm.score(state, word, is_last_word=is_last)
+        self[key] = score + more, state
+        return self[key]
 
 
 class SpelledScorer:

@@ -5,26 +5,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from speechbrain_summarymixing.lobes.emissions import (
+    Emission,
+    common,
+    emissions_of,
+    packed,
+    same_start,
+)
 from speechbrain_summarymixing.lobes.transducer import BLANK
 
 HASH = 6364136223846793005  # odd, so that multiplying by it, modulo 2^64, loses nothing
-
-
-class Emission(NamedTuple):
-    """A token that was found.
-
-    Arguments
-    ---------
-    token : int
-    frame : int
-        Of the encoder, from the stream's start, at which it was found.
-    log_prob : float
-        Of the token there, after those before.
-    """
-
-    token: int
-    frame: int
-    log_prob: float
 
 
 class GreedyState(NamedTuple):
@@ -132,6 +122,18 @@ class TransducerSearch(nn.Module):
         At the end of a stream it is its rest, and before it what may still change.
         """
         raise NotImplementedError
+
+    def settle(self, state, counts):
+        """Returns the state of streams that take back no more of what ``rest`` returned.
+
+        Arguments
+        ---------
+        state : GreedyState or BeamState
+            Of ``step``.
+        counts : list of int or None
+            Of each stream how many of these tokens are final; None: it goes on as it is.
+        """
+        return state
 
     def _first(self):
         """The prediction (W,) before any token, and the predictor's state (…) with it."""
@@ -252,7 +254,20 @@ class TransducerBeam(TransducerSearch):
     def rest(self, state):
         """As `TransducerSearch`'s."""
         best = _alone(state).argmax(1).tolist()
-        return [_emissions(rows[index]) for rows, index in zip(state.untold.tolist(), best)]
+        return [emissions_of(rows[index]) for rows, index in zip(state.untold.tolist(), best)]
+
+    def settle(self, state, counts):
+        """As `TransducerSearch`'s: hypotheses that begin otherwise are dropped."""
+        best = _alone(state).argmax(1).tolist()
+        kept, lost = [], []
+        for rows, index, count in zip(state.untold.tolist(), best, counts):
+            rows = [emissions_of(row) for row in rows]
+            lost.append([not same_start(row, rows[index], count or 0) for row in rows])
+            kept.append([row[count:] for row in rows])
+        lost = torch.tensor(lost, device=state.scores.device)
+        return state._replace(
+            scores=state.scores.masked_fill(lost, -torch.inf), untold=packed(kept, state.untold)
+        )
 
     def _step(self, encoded, state, lengths):
         places = torch.arange(self.beam_size, device=encoded.device).expand_as(state.hashes)
@@ -321,13 +336,10 @@ class TransducerBeam(TransducerSearch):
                 for score, place in zip(scores[b], places[b])
             ]
             best = histories[scores[b].index(max(scores[b]))]
-            same = _common([row for row in histories if row is not None])
+            same = common([row for row in histories if row is not None])
             told.append(best[:same])
             kept.append([[] if row is None else row[same:] for row in histories])
-        longest = max((len(row) for rows in kept for row in rows), default=0)
-        padded = [[row + [(0, 0, 0)] * (longest - len(row)) for row in rows] for rows in kept]
-        shape = (*beams.scores.shape, longest, 3)
-        return told, state.untold.new_tensor(padded).view(shape)
+        return told, packed(kept, state.untold)
 
     def _history(self, place, b, old, start, frames, parents, tokens, log_probs):
         """A hypothesis's emissions that are not told yet, by going back through the trace."""
@@ -337,27 +349,13 @@ class TransducerBeam(TransducerSearch):
             emission = tokens[step][b][k], start + frames[step], log_probs[step][b][k]
             found.append(Emission(*emission))
             place = parents[step][b][k]
-        return _emissions(old[place]) + found[::-1]
+        return emissions_of(old[place]) + found[::-1]
 
 
 def _alone(state):
     """The scores; at the start, where all hypotheses are the same, that of the first one alone."""
     first = torch.arange(state.scores.size(1), device=state.scores.device) == 0
     return state.scores.masked_fill((state.frames == 0).unsqueeze(1) & ~first, -torch.inf)
-
-
-def _emissions(rows):
-    return [Emission(int(token), int(frame), value) for token, frame, value in rows if token]
-
-
-def _common(histories):
-    """The number of tokens with which all begin."""
-    count = 0
-    for emissions in zip(*histories):
-        if len({emission.token for emission in emissions}) > 1:
-            break
-        count += 1
-    return count
 
 
 def _where(mask, new, old):

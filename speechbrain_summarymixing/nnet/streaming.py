@@ -2,12 +2,15 @@
 
 A state is a tensor (B, …), or a tuple or list of states. Each row belongs to one stream, its size
 does not depend on how much has been seen, and at the start of a stream all of it is zero. So
-streams of a batch begin and end apart, and a graph can take states in and hand them out.
+streams of a batch begin and end apart, and a graph can take states in and hand them out. Of beam
+search alone it grows, with tokens that are not final, by zeros at the end of a row.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map
 
 from speechbrain_summarymixing.nnet.summaries import Window
@@ -55,7 +58,23 @@ def take_rows(state, index):
 
 def put_rows(state, index, new):
     """Returns a state (B, …) whose rows ``index`` (N,) are those of another (N, …)."""
-    return tree_map(lambda x, y: x.index_copy(0, index, y), state, new)
+    return tree_map(lambda x, y: x.index_copy(0, index, y), *_equally_large(state, new))
+
+
+def join_rows(state, more):
+    """Returns the state of the streams of two states (B, …) and (N, …)."""
+    return tree_map(lambda x, y: torch.cat([x, y]), *_equally_large(state, more))
+
+
+def _equally_large(*states):
+    """States that are zero-padded where they differ in size, but for the rows."""
+
+    def fitted(x, *others):
+        sizes = map(max, zip(*(y.shape[1:] for y in others)))
+        missing = [size - own for size, own in zip(sizes, x.shape[1:])]
+        return pad(x, [n for size in reversed(missing) for n in (0, size)]) if any(missing) else x
+
+    return [tree_map(fitted, state, *states) for state in states]
 
 
 def state_bytes(state):

@@ -106,8 +106,11 @@ def test_two_models_have_a_difference_and_a_stream_its_chunks(capsys, tmp_path):
     found = json.loads(out)
     assert status == 0 and found["against"]["WER"] == found["WER"]
     assert found["difference"] == {"WER": 0, "WER_95": [0, 0], "CER": 0, "CER_95": [0, 0]}
-    assert "leave these out" in evaluate(capsys, tmp_path / "set.csv", "--stream")[2]
+    batches = evaluate(capsys, tmp_path / "set.csv", "--stream", "--batch-seconds=9")[2]
+    assert "given with batch_seconds" in batches and "leave these out" in batches
     assert "without --stream" in evaluate(capsys, tmp_path / "set.csv", "--chunk-ms=640")[2]
     command = ["evaluate", "--device=cpu", str(EXAMPLE), str(tmp_path / "set.csv")]
     assert cli.main([*command, "--stream", "--chunk-ms=1280", "--json", "--no-progress"]) == 0
     assert json.loads(capsys.readouterr().out)["words"] == found["words"]
+    assert cli.main([*command, "--stream", "--beam-size=3"]) == 1
+    assert "--beam-size is 3, but --decoder greedy has no beam" in capsys.readouterr().err

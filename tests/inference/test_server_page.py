@@ -132,6 +132,13 @@ def test_without_websockets_it_tells_what_to_install(monkeypatch, capsys):
     assert "[serve]" in capsys.readouterr().err
 
 
+def test_a_search_that_streams_lack_is_told(capsys):
+    assert cli.main(["serve", str(EXAMPLE), "--decoder=joint", "--device=cpu"]) == 1
+    assert "give a stream --decoder greedy or beam" in capsys.readouterr().err
+    assert cli.main(["serve", str(EXAMPLE), "--beam-size=3", "--device=cpu"]) == 1
+    assert "--beam-size is 3, but --decoder greedy" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_warns_of_other_hosts_and_ends_at_a_signal(number, capsys):
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -16,7 +16,8 @@ import torchaudio
 from tiny import EXAMPLE, FILES, SAID
 
 from speechbrain_summarymixing import cli
-from speechbrain_summarymixing.inference import transcribe
+from speechbrain_summarymixing.inference import streaming, transcribe
+from speechbrain_summarymixing.inference.decoding import stream_search
 from speechbrain_summarymixing.inference.stream_commands import _tail
 from speechbrain_summarymixing.inference.transcribe import load_model
 
@@ -188,6 +189,21 @@ def test_a_microphone_is_heard_until_ctrl_c_or_its_end(run, monkeypatch, ends):
     assert "listening: Ctrl-C ends" in err
     assert device.given["device"] is None and device.given["samplerate"] == 16000
     assert run("--microphone", "3")[0] == 0 and device.given["device"] == 3
+
+
+def test_another_search_may_be_chosen(loaded, run, monkeypatch):
+    given = []
+
+    def search(_, name, **options):
+        given.append((name, options))
+        return stream_search(loaded, name, **options)
+
+    monkeypatch.setattr(streaming, "stream_search", search)
+    status, out, _ = run("--decoder=beam", "--beam-size=3", FILES[1])
+    assert status == 0 and out.splitlines()[-1] == SAID["code"]
+    assert given == [("beam", {"beam_size": 3, "ngram": None})]
+    status, _, err = run("--decoder=joint", FILES[1])
+    assert status == 1 and "--decoder is joint" in err and "without --stream" in err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tiny import EXAMPLE, FILES, SAID
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference import streaming
 from speechbrain_summarymixing.inference.streaming import StreamingModel
-from speechbrain_summarymixing.inference.transcribe import load_model
+from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.frontend import KaldiFbank, WholeFrameFbank
 from speechbrain_summarymixing.lobes.mixers import NoMixing
@@ -33,6 +33,11 @@ def loaded():
 @pytest.fixture(scope="module")
 def model(loaded):
     return StreamingModel(loaded, chunk_ms=1280)
+
+
+@pytest.fixture(scope="module")
+def by_beam(loaded):
+    return StreamingModel(loaded, chunk_ms=1280, decoder="beam", beam_size=5)
 
 
 def hear(model, samples, sizes=()):
@@ -83,10 +88,70 @@ def test_the_owner_of_samples_may_write_over_them(model):
         assert stream.text == SAID["code"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_streams_come_and_go_and_say_what_each_says_alone(loaded, seed):
+@settings(max_examples=4)
+@given(sizes=st.lists(st.integers(0, 30_000), max_size=12))
+def test_any_split_has_the_same_events_by_beam_search(by_beam, sizes):
+    assert hear(by_beam, REMINDER, sizes) == hear(by_beam, REMINDER)
+
+
+def test_beam_search_hears_what_it_hears_in_the_whole(loaded):
+    model = StreamingModel(loaded, chunk_ms=5120, decoder="beam")
+    for clip, file in zip(CLIPS, FILES):
+        (expected,) = transcribe(loaded, [file], decoder="beam")
+        (event,), text = hear(model, clip)
+        assert text == event.text == expected.text and event.final
+        assert [word.word for word in event.words] == text.split()
+        for word, other in zip(event.words, expected.words):
+            assert abs(word.begin - other.begin) < 0.1
+            assert other.begin < word.end < other.end + 0.1
+            assert 0 < word.confidence <= 1
+
+
+def test_what_a_beam_said_before_a_pause_or_for_long_is_final(loaded, monkeypatch):
+    monkeypatch.setattr(streaming, "LONGEST_SECONDS", 3.0)
+    model = StreamingModel(loaded, chunk_ms=640, decoder="beam")
+    finals, events, sizes = [], [], []
+    samples = numpy.concatenate([CODE[:-3000], CODE[3000:], SILENCE, REMINDER])
+    with model.open() as stream:
+        for piece in numpy.split(samples, range(4000, len(samples), 4000)):
+            for event in stream.accept(piece):
+                events.append(event)
+                finals += [event.text] if event.final else []
+                assert stream.final == finals
+                assert stream.text == " ".join([*finals, *filter(None, [stream.partial])])
+            sizes.append(state_bytes(model._state))
+        (last,) = stream.finish()
+        assert stream.final == [*finals, last.text] and stream.partial == ""
+    times = [w.begin for event in (*events, last) if event.final for w in event.words]
+    assert len(finals) > 2 and times == sorted(times) and times[-1] > len(samples) / 16000 - 1
+    texts = [event.text for event in events]
+    assert all(text != later for text, later in zip(texts, texts[1:]))
+    assert max(sizes) < model.state_bytes + 10 * 40 * 3 * 8  # of 40 tokens that are not final
+
+
+def test_twenty_streams_at_once_say_what_one_alone_says(loaded):
+    model = StreamingModel(loaded, chunk_ms=640)
+    parts = [CLIPS[i % 3][24_000 + 800 * i :] for i in range(20)]
+    alone = [hear(model, part) for part in parts]
+    streams = [model.open() for _ in parts]
+    events = {stream: [] for stream in streams}
+    for start in range(0, max(map(len, parts)), 8000):
+        for stream, part in zip(streams, parts):
+            stream.put(part[start : start + 8000])
+            if start < len(part) <= start + 8000:
+                stream.end()
+        for stream, told in model.advance().items():
+            events[stream] += told
+    for stream, (expected, text) in zip(streams, alone):
+        assert stream.text == text
+        assert [e.text for e in events[stream]] == [e.text for e in expected]
+    assert len({text for _, text in alone}) > 3
+
+
+@pytest.mark.parametrize("seed, decoder", [(0, "greedy"), (1, "greedy"), (2, "beam")])
+def test_streams_come_and_go_and_say_what_each_says_alone(loaded, seed, decoder):
     random = Random(seed)
-    model, alone = (StreamingModel(loaded, chunk_ms=640) for _ in range(2))
+    model, alone = (StreamingModel(loaded, chunk_ms=640, decoder=decoder) for _ in range(2))
     parts = [clip[random.randrange(8000) :] for clip in CLIPS for _ in range(2)]
     random.shuffle(parts)
     waiting, streams, said = list(range(len(parts))), {}, {}
@@ -234,9 +299,17 @@ def test_what_is_no_sound_is_refused_and_leaves_the_stream(model, samples, messa
         ({"chunk_ms": 640, "left_ms": 100}, "left_ms is 100, but must be a multiple of 640 ms"),
         ({"left_ms": -640}, "left_ms is -640"),
         ({"endpoint_ms": 0}, "endpoint_ms is 0, but must be a multiple of 1 ms, from 1 on"),
+        (
+            {"decoder": "joint"},
+            "--decoder is joint, but the .* give a stream --decoder greedy",
+        ),
+        ({"decoder": "none"}, "--decoder is none, but this model has joint and greedy and beam"),
+        ({"beam_size": 4}, "--beam-size is 4, but --decoder greedy has no beam"),
+        ({"decoder": "beam", "beam_size": 0}, "--beam-size is 0"),
+        ({"decoder": "beam", "ngram": "no.arpa"}, "--ngram is no.arpa: no such file"),
     ],
 )
-def test_times_that_cannot_be(loaded, options, message):
+def test_options_that_cannot_be(loaded, options, message):
     with pytest.raises(UserError, match=message):
         StreamingModel(loaded, **options)
 

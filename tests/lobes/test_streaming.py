@@ -1,10 +1,11 @@
 """Speech in parts of any size, in streams that begin and end apart, equal to whole utterances."""
 
 from functools import partial
+from random import Random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,7 +21,13 @@ from speechbrain_summarymixing.lobes.frontend import (
 from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.lobes.streaming import SampleWindows, SpeechEncoder
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
-from speechbrain_summarymixing.nnet.streaming import put_rows, reset_rows, state_bytes, take_rows
+from speechbrain_summarymixing.nnet.streaming import (
+    join_rows,
+    put_rows,
+    reset_rows,
+    state_bytes,
+    take_rows,
+)
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D = 16
@@ -120,7 +127,8 @@ def whole(net, samples):
 
 @every_encoder
 @every_mixer
-@settings(max_examples=5)
+@settings(max_examples=4)
+@example(chunk=3, left=2, dtype=torch.float64, rows=2, longest=5000, random=Random(5))
 @given(
     chunk=st.integers(1, 12),
     left=st.none() | st.integers(0, 4),
@@ -208,6 +216,13 @@ def test_rows_of_a_state():
     begun = reset_rows(state, torch.tensor([False, True]))
     assert begun[0][0].flatten().tolist() == [1.0, 0.0] and begun[1].tolist() == [3, 0]
     assert state_bytes(state) == 2 * 4 + 2 * 8
+    larger = ([torch.tensor([[5.0, 6.0]])], torch.tensor([7]))
+    joined = join_rows(state, larger)
+    assert joined[0][0].tolist() == [[1, 0], [2, 0], [5, 6]] and joined[1].tolist() == [3, 4, 7]
+    assert join_rows(larger, state)[0][0].tolist() == [[5, 6], [1, 0], [2, 0]]
+    assert put_rows(state, torch.tensor([0]), larger)[0][0].tolist() == [[5, 6], [2, 0]]
+    smaller = ([torch.tensor([[8.0]])], torch.tensor([9]))
+    assert put_rows(joined, torch.tensor([2]), smaller)[0][0].tolist() == [[1, 0], [2, 0], [8, 0]]
 
 
 def test_the_windows_of_no_samples():

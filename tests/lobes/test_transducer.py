@@ -16,7 +16,7 @@ from speechbrain_summarymixing.lobes.transducer import (
     transducer_loss,
 )
 from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
-from speechbrain_summarymixing.nnet.streaming import reset_rows
+from speechbrain_summarymixing.nnet.streaming import join_rows, put_rows, reset_rows, take_rows
 
 D = 5
 PREDICTORS = {
@@ -174,6 +174,42 @@ def test_a_stream_says_what_the_whole_says_whatever_the_others_do(kind, predicto
         assert [[e.frame for e in r] for r in heard] == [[e.frame for e in r] for r in whole]
     for row in heard:
         assert all(0 <= e.frame < frames and e.log_prob <= 0 for e in row)
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(["greedy", "beam"]),
+    st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(0, 9)), max_size=6),
+    SEEDS,
+)
+def test_what_is_settled_stays(kind, pieces, seed):
+    search = searches(head(vocab_size=6, seed=seed))[kind]
+    state, known = search.start(2), [[], []]
+    for size, count in pieces:
+        told, state = search.step(torch.randn(2, size, D).double(), state)
+        rests = search.rest(state)
+        counts = [None if count is None else min(count, len(rests[0])), None]
+        state = search.settle(state, counts)
+        known = [before + new for before, new in zip(known, told)]
+        known[0] += rests[0][: counts[0] or 0]
+        rests[0] = rests[0][counts[0] or 0 :]
+        assert search.rest(state) == rests
+        frames = [[emission.frame for emission in row] for row in known]
+        assert frames == [sorted(row) for row in frames]
+
+
+def test_a_state_of_streams_that_differ_in_what_is_not_told():
+    model = head("lstm", vocab_size=6, seed=4)
+    search, encoded = searches(model)["beam"], torch.randn(3, 12, D).double()
+    alone = [search(row[None], torch.ones(1))[0][0] for row in encoded]
+    state, told = join_rows(search.start(1), search.start(2)), [[], [], []]
+    for frame in range(12):  # each hears when the others do not
+        for row in range(3):
+            index = torch.tensor([row])
+            new, one = search.step(encoded[index, frame : frame + 1], take_rows(state, index))
+            state, told[row] = put_rows(state, index, one), told[row] + new[0]
+    found = [new + rest for new, rest in zip(told, search.rest(state))]
+    assert [[emission.token for emission in row] for row in found] == alone
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam"])

@@ -16,6 +16,7 @@ from speechbrain_summarymixing.corpora.manifest import read_manifest, write_mani
 from speechbrain_summarymixing.data import sets
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference import transcribe
+from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.tasks.transducer import Transducer
 from speechbrain_summarymixing.training import experiment
@@ -89,6 +90,31 @@ def test_a_stream_of_the_export_says_the_same(by_heart):
         tokens = [[emission.token for emission in row] for row in heard]
         assert tokens == search(encoded, lengths / encoded.size(1))[0]
         assert any(tokens)
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_streams_of_the_export_say_the_same_in_any_split(by_heart, decoder):
+    folder, rows = by_heart
+    loaded = transcribe.load_model(folder / "pretrained", "cpu")
+    model = StreamingModel(loaded, chunk_ms=160, decoder=decoder)
+    if decoder == "beam":
+        other = StreamingModel(loaded, chunk_ms=160, decoder="beam", beam_size=1)
+        assert other.search.beam_size == 1 and model.search.beam_size > 1
+    samples = [loaded.load_audio(row.wav) for row in rows[:3]]
+    texts = []
+    for size in (10**6, 1000, 2560):
+        streams = [model.open() for _ in samples]
+        for stream, sound in zip(streams, samples):
+            for piece in sound.split(size):
+                stream.put(piece)
+                if len(piece) < len(sound):
+                    model.advance()
+            stream.end()
+        model.advance()
+        texts.append([stream.text for stream in streams])
+        for stream in streams:
+            stream.close()
+    assert texts[0] == texts[1] == texts[2] and any(texts[0])
 
 
 def encode(model, waveforms):
