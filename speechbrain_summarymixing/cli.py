@@ -321,6 +321,13 @@ def _add_join(commands):
         metavar=("LOW", "HIGH"),
         help="seconds between two utterances, drawn between (default: 0.2 0.6)",
     )
+    parser.add_argument(
+        "--noise-db",
+        type=float,
+        metavar="DB",
+        help="white noise in pauses and under speech, in dB of full scale (default: in pauses "
+        "alone, of -60)",
+    )
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--sample-rate", type=int, default=16000, help="in Hz (default: 16000)")
     parser.add_argument("--data-root", help="what $data_root in the manifest stands for")
@@ -331,7 +338,7 @@ def _add_join(commands):
 def _join(arguments):
     from speechbrain_summarymixing.corpora.joined import join
 
-    options = ("seconds", "pause", "seed", "sample_rate", "data_root")
+    options = ("seconds", "pause", "noise_db", "seed", "sample_rate", "data_root")
     path = join(
         arguments.manifest,
         arguments.folder,
