@@ -13,6 +13,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
     add_decoding,
     add_formats,
+    add_segments,
     add_serve,
     check_formats,
     decoding_options,
@@ -97,13 +98,7 @@ def _add_answering(commands, name, help_line, answer):
         help="padded audio in one batch (default: 40 on a CPU, 120 on a GPU)",
     )
     if name == "transcribe":
-        parser.add_argument(
-            "--segment-seconds",
-            type=float,
-            metavar="S",
-            help="cut longer files in their pauses into segments of so many seconds at most, each "
-            "decoded by itself (default: as long as the model was trained on, or 20)",
-        )
+        add_segments(parser)
         add_stream(parser, files)
         add_decoding(parser)
         add_formats(parser)

@@ -20,6 +20,7 @@ OF_STREAMS = ("chunk_ms", "left_ms", "endpoint_ms", "microphone")
 OF_WHOLE_FILES = (
     "batch_seconds",
     "segment_seconds",
+    "segments",
     "decoder",
     "beam_size",
     "ngram",
