@@ -62,8 +62,8 @@ def join(
     Raises
     ------
     UserError
-        If a range, the rate or the noise cannot be, the folder exists, an utterance cannot be used or the
-        disk is full.
+        If a range, the rate or the noise cannot be, the folder exists, an utterance cannot be used
+        or the disk is full.
     """
     for name, (low, high), least in (("--seconds", seconds, 0.1), ("--pause", pause, 0.0)):
         if not least <= low <= high < float("inf"):
