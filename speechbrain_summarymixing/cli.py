@@ -14,6 +14,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
     add_decoding,
     add_formats,
+    add_segments,
     add_serve,
     add_trust,
     check_formats,
@@ -101,13 +102,7 @@ def _add_answering(commands, name, help_line, answer):
     )
     add_trust(parser)
     if name == "transcribe":
-        parser.add_argument(
-            "--segment-seconds",
-            type=float,
-            metavar="S",
-            help="cut longer files in their pauses into segments of so many seconds at most, each "
-            "decoded by itself (default: as long as the model was trained on, or 20)",
-        )
+        add_segments(parser)
         add_stream(parser, files)
         add_decoding(parser)
         add_formats(parser)
@@ -328,6 +323,13 @@ def _add_join(commands):
         metavar=("LOW", "HIGH"),
         help="seconds between two utterances, drawn between (default: 0.2 0.6)",
     )
+    parser.add_argument(
+        "--noise-db",
+        type=float,
+        metavar="DB",
+        help="white noise in pauses and under speech, in dB of full scale (default: in pauses "
+        "alone, of -60)",
+    )
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--sample-rate", type=int, default=16000, help="in Hz (default: 16000)")
     parser.add_argument("--data-root", help="what $data_root in the manifest stands for")
@@ -338,7 +340,7 @@ def _add_join(commands):
 def _join(arguments):
     from speechbrain_summarymixing.corpora.joined import join
 
-    options = ("seconds", "pause", "seed", "sample_rate", "data_root")
+    options = ("seconds", "pause", "noise_db", "seed", "sample_rate", "data_root")
     path = join(
         arguments.manifest,
         arguments.folder,

@@ -8,7 +8,12 @@ import shlex
 from itertools import product
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.commands import add_decoding, add_trust, decoding_options
+from speechbrain_summarymixing.inference.commands import (
+    add_decoding,
+    add_segments,
+    add_trust,
+    decoding_options,
+)
 from speechbrain_summarymixing.inference.stream_commands import SEARCH
 
 
@@ -37,9 +42,9 @@ def add_evaluate(commands):
         help="normalise both texts first, as en: capitals, no punctuation (default: as they are)",
     )
     add_decoding(parser)
+    add_segments(parser)
     parser.add_argument("--stream", action="store_true", help="hear each utterance as a stream")
     parser.add_argument("--chunk-ms", type=int, metavar="N", help="of a stream (default: 640)")
-    parser.add_argument("--segment-seconds", type=float, metavar="S", help="as for transcribe")
     parser.add_argument("--batch-seconds", type=float, metavar="S", help="as for transcribe")
     parser.add_argument("--alignments", metavar="FILE", help="write each utterance's, of MODEL")
     parser.add_argument("--json", action="store_true", help="a JSON object")

@@ -13,7 +13,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import new_folder
 
 MAX_RATE = 655350  # of flac, in Hz
-PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB of full scale, since no room is quite silent
+QUIET_DB = -60.0  # of full scale, of the noise in a pause, since no room is quite silent
 
 
 def join(
@@ -22,6 +22,7 @@ def join(
     *,
     seconds=(10.0, 30.0),
     pause=(0.2, 0.6),
+    noise_db=None,
     seed=1234,
     sample_rate=16000,
     data_root=None,
@@ -42,8 +43,9 @@ def join(
     seconds : tuple of float
         The shortest and the longest length that is drawn, in seconds.
     pause : tuple of float
-        The shortest and the longest pause between two utterances, in seconds, of white noise at
-        -60 dB of full scale.
+        The shortest and the longest pause between two utterances, in seconds.
+    noise_db : float or None
+        White noise in pauses and under speech, in dB of full scale; None: in pauses alone, of -60.
     seed : int
     sample_rate : int
         In Hz, of the recordings.
@@ -60,8 +62,8 @@ def join(
     Raises
     ------
     UserError
-        If a range or the rate cannot be, the folder exists, an utterance cannot be used or the
-        disk is full.
+        If a range, the rate or the noise cannot be, the folder exists, an utterance cannot be used
+        or the disk is full.
     """
     for name, (low, high), least in (("--seconds", seconds, 0.1), ("--pause", pause, 0.0)):
         if not least <= low <= high < float("inf"):
@@ -69,6 +71,8 @@ def join(
                 f"{name} is {low} {high}, but must be two numbers of {least} or more seconds, the "
                 "smaller first"
             )
+    if noise_db is not None and not noise_db <= 0:
+        raise UserError(f"--noise-db is {noise_db}, but full scale is 0: give 0 or less, as -40")
     if not 1 <= sample_rate <= MAX_RATE:
         raise UserError(
             f"--sample-rate is {sample_rate}, but must be 1 to {MAX_RATE} Hz, which flac can hold"
@@ -83,7 +87,7 @@ def join(
             for index, (group, pauses) in enumerate(groups):
                 file = Path("audio") / f"joined-{index:06d}.flac"
                 noise = numpy.random.default_rng([seed, index])
-                samples = _samples(group, pauses, sample_rate, noise)
+                samples = _samples(group, pauses, sample_rate, noise, noise_db)
                 (new / file).write_bytes(flac_of(samples, sample_rate))
                 rows.append(_row(group, folder.absolute() / file, len(samples) / sample_rate))
                 bar.update(len(group))
@@ -108,13 +112,14 @@ def _groups(utterances, seconds, pause, drawn):
     yield group, pauses
 
 
-def _samples(group, pauses, sample_rate, noise):
-    parts = []
+def _samples(group, pauses, sample_rate, noise, noise_db):
+    scale, parts = 10 ** ((QUIET_DB if noise_db is None else noise_db) / 20), []
     for utterance, gap in zip(group, [*pauses, 0.0]):
-        parts.append(read_audio(utterance.wav, sample_rate, **utterance.part).numpy())
-        quiet = noise.normal(scale=PAUSE_LEVEL, size=round(gap * sample_rate))
-        parts.append(quiet.astype(numpy.float32))
-    return numpy.concatenate(parts)
+        speech = read_audio(utterance.wav, sample_rate, **utterance.part).numpy()
+        if noise_db is not None:
+            speech = speech + noise.normal(scale=scale, size=speech.size)
+        parts += [speech, noise.normal(scale=scale, size=round(gap * sample_rate))]
+    return numpy.concatenate(parts, dtype=numpy.float32)
 
 
 def _row(group, path, duration):

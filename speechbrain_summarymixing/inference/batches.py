@@ -12,18 +12,23 @@ from speechbrain_summarymixing.errors import UserError, lacks_memory
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 
 STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
+BLOCK_SECONDS = 10.0  # of a file, that are read at once
 SILENCE = 1e-8  # power, -80 dB of full scale
 
 
 @dataclass
 class _Segment:
-    """Audio of a file (T,) from a sample on, or why there is none; whether it is the last."""
+    """Audio of a file, (T,) from a sample on to another, and what is answered.
+
+    The last of a file has none, but tells where the file ends, or its error.
+    """
 
     file: str
     waveform: torch.Tensor | None = None
     start: int = 0
-    error: str | None = None
+    end: int = 0
     last: bool = False
+    error: str | None = None
     answer: object = None
 
 
@@ -66,6 +71,7 @@ def in_batches(
     answer,
     *,
     segment_seconds=math.inf,
+    cut=None,
     only_speech=True,
     batch_seconds=None,
     batch_files=16,
@@ -83,6 +89,8 @@ def in_batches(
         From waveforms (B, T) and relative lengths (B,) to an answer for each.
     segment_seconds : float
         As for `transcribe`; infinite: files are not cut.
+    cut : callable or None
+        How a longer file is cut, as by `segments.spoken`; None: by `read_segments`.
     only_speech : bool
         Silence and steady noise are not answered.
     batch_seconds : float or None
@@ -96,74 +104,89 @@ def in_batches(
     Yields
     ------
     dict
-        With file, seconds and answers, a list of (second at which a segment starts, its answer),
-        or with file and error; one for each file, in their order.
+        With file, seconds and answers, a list of (seconds at which a segment starts and ends, its
+        answer), or with file and error; one for each file, in their order.
     """
     rate = model.hparams.sample_rate
     if batch_seconds is None:
         batch_seconds = 40.0 if torch.device(model.device).type == "cpu" else 120.0
-    samples, answers = 0, []  # of the file that is being answered
-    for batch in _batched(
-        _segments(files, rate, segment_seconds), rate * batch_seconds, batch_files
-    ):
+    done, of_file = 0, []  # samples and segments of the file that is being answered
+    segments = _segments(files, rate, segment_seconds, cut)
+    for batch in _batched(segments, rate * batch_seconds, batch_files):
         _answer(model, batch, answer, only_speech)
-        heard = sum(s.waveform.numel() for s in batch if s.waveform is not None)
+        heard = 0
+        for segment in batch:
+            segment.waveform = None  # of an hour they are 230 MB
+            of_file.append(segment)
+            heard, done = heard + max(0, segment.end - done), max(done, segment.end)
+            if segment.last:
+                yield _together(of_file, rate)
+                done, of_file = 0, []
         if progress is not None:
             progress(heard / rate)
-        for segment in batch:
-            if segment.waveform is not None:
-                samples += segment.waveform.numel()
-            answers.append(segment)
-            if segment.last:
-                yield _together(answers, samples, rate)
-                samples, answers = 0, []
 
 
-def _together(segments, samples, rate):
-    file = segments[0].file
+def _together(segments, rate):
+    file, end = segments[-1].file, segments[-1].end
     errors = [segment.error for segment in segments if segment.error is not None]
     if errors:
         return {"file": file, "error": errors[0]}
-    answers = [(s.start / rate, s.answer) for s in segments if s.answer is not None]
-    return {"file": file, "seconds": samples / rate, "answers": answers}
+    answers = [(s.start / rate, s.end / rate, s.answer) for s in segments if s.answer is not None]
+    return {"file": file, "seconds": end / rate, "answers": answers}
 
 
-def _segments(files, rate, longest):
-    """The segments of all files in their order; the last of each says so."""
+def _segments(files, rate, longest, cut):
+    """The segments of all files in their order, and after those of each its last."""
     for item in files:
-        file, last, start = _path(item), None, 0
+        file, end = _path(item), 0
+
+        def counted(blocks):
+            nonlocal end
+            for block in blocks:
+                end += block.numel()
+                yield block
+
         try:
-            for waveform in _waveforms(item, rate, longest):
-                if last is not None:
-                    yield last
-                last = _Segment(file, waveform, start)
-                start += waveform.numel()
-            last.last = True
+            blocks, cut_up = _blocks(item, rate, longest, cut)
+            for start, waveform in cut_up(counted(blocks), rate, longest=longest):
+                yield _Segment(file, waveform, start, start + waveform.numel())
+            yield _Segment(file, end=end, last=True)
         except UserError as error:
-            last = _Segment(file, error=str(error), last=True)
-        yield last
+            yield _Segment(file, error=str(error), last=True)
 
 
 def _path(item):
     return item.wav if isinstance(item, Utterance) else str(item)
 
 
-def _waveforms(item, rate, longest):
+def _blocks(item, rate, longest, cut):
+    """The audio of a file in blocks, and how these are cut in segments."""
     if isinstance(item, Utterance) and item.is_segment:
-        return [read_audio(item.wav, rate, **item.part)]
-    return read_segments(_path(item), rate, longest=longest)
+        return [read_audio(item.wav, rate, **item.part)], _as_they_are
+    path = _path(item)
+    if cut is None or audio_info(path).seconds <= longest:
+        return read_segments(path, rate, longest=longest), _as_they_are
+    return read_segments(path, rate, longest=BLOCK_SECONDS), cut
+
+
+def _as_they_are(blocks, rate, *, longest):
+    start = 0
+    for block in blocks:
+        yield start, block
+        start += block.numel()
 
 
 def _batched(segments, most_samples, most):
     """Lists of segments that make one batch."""
-    batch, longest = [], 0
+    batch, longest, count = [], 0, 0
     for segment in segments:
         samples = 0 if segment.waveform is None else segment.waveform.numel()
         longest = max(longest, samples)
-        if batch and (longest * (len(batch) + 1) > most_samples or len(batch) == most):
+        if samples and count and (longest * (count + 1) > most_samples or count == most):
             yield batch
-            batch, longest = [], samples
+            batch, longest, count = [], samples, 0
         batch.append(segment)
+        count += samples > 0
     if batch:
         yield batch
 

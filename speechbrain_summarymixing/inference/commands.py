@@ -15,7 +15,7 @@ from speechbrain_summarymixing.inference import subtitles
 from speechbrain_summarymixing.inference.stream_commands import SEARCH, given_options, line_of
 
 FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
-DECODING = (*SEARCH, "batch_seconds", "segment_seconds", "nbest")
+DECODING = (*SEARCH, "batch_seconds", "segment_seconds", "segments", "nbest")
 
 
 def add_trust(parser):
@@ -39,6 +39,23 @@ def add_decoding(parser):
     parser.add_argument("--beam-size", type=int, metavar="N", help="hypotheses that are kept")
     parser.add_argument(
         "--ngram", metavar="FILE", help="KenLM's or ARPA, which joins in CTC's --decoder beam"
+    )
+
+
+def add_segments(parser):
+    """Adds options of how long files are cut."""
+    parser.add_argument(
+        "--segment-seconds",
+        type=float,
+        metavar="S",
+        help="cut longer files into segments of so many seconds at most, each decoded by itself "
+        "(default: as long as the model was trained on, or 20)",
+    )
+    parser.add_argument(
+        "--segments",
+        choices=["pauses", "vad", "windows"],
+        help="pauses: cut longer files where it is quiet; vad: where silero-vad hears no speech; "
+        "windows: anywhere, but segments overlap, and their words are merged (default: pauses)",
     )
 
 

@@ -21,6 +21,7 @@ SEARCH = ("decoder", "beam_size", "ngram")
 OF_WHOLE_FILES = (
     "batch_seconds",
     "segment_seconds",
+    "segments",
     "format",
     "output",
 )

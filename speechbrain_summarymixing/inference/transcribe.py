@@ -13,6 +13,7 @@ from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
 from speechbrain_summarymixing.inference.decoding import Decoder, spelling
 from speechbrain_summarymixing.inference.provenance import check_sums
+from speechbrain_summarymixing.inference.segments import WAYS, cutter, merge
 from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
 from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.processes import check_device
@@ -179,6 +180,7 @@ def transcribe(
     files,
     *,
     segment_seconds=None,
+    segments=None,
     decoder=None,
     beam_size=None,
     ngram=None,
@@ -194,9 +196,13 @@ def transcribe(
     files : iterable of str, Path or Utterance
         Audio of any format, rate and number of channels that libsndfile reads.
     segment_seconds : float or None
-        A longer file is cut in its pauses into segments of so many seconds at most, which are
-        decoded by themselves. None takes the longest utterance that the model was trained on, or
+        A longer file is cut into segments of so many seconds at most, which are decoded by
+        themselves. None takes the longest utterance that the model was trained on, or
         20 s if that is less, since it may be lost in longer ones.
+    segments : str or None
+        Where a longer file is cut, and what is left out: "pauses", by loudness; "vad", by
+        silero-vad's network; "windows": nowhere, but segments overlap, and their words are merged.
+        None: "pauses".
     decoder, beam_size, ngram, nbest
         As for `Decoder`.
     **batches
@@ -206,11 +212,17 @@ def transcribe(
     -------
     iterator of Transcript
         One for each file, in their order.
+
+    Raises
+    ------
+    UserError
+        If an option cannot be, or "vad" needs what is not installed.
     """
     decode = Decoder(model, decoder, beam_size=beam_size, ngram=ngram, nbest=nbest)
     if segment_seconds is None:
         segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)
-    results = in_batches(model, files, decode, segment_seconds=segment_seconds, **batches)
+    cut = cutter(segments or WAYS[0], model.hparams.sample_rate)
+    results = in_batches(model, files, decode, segment_seconds=segment_seconds, cut=cut, **batches)
     return (_transcript(model, result, nbest) for result in results)
 
 
@@ -218,12 +230,15 @@ def _transcript(model, result, nbest):
     parts = result.pop("answers", None)
     if parts is None:
         return Transcript(**result)
-    tokenizer, words = model.tokenizer, []
+    tokenizer, words, end = model.tokenizer, [], 0.0
     frame_seconds = model.hparams.compute_features.samples / model.hparams.sample_rate
-    texts = [[tokenizer.decode_ids(one.tokens) for one in said] for _, said in parts]
-    for begin, (best, *_) in parts:
+    texts = [[tokenizer.decode_ids(one.tokens) for one in said] for *_, said in parts]
+    overlaps = any(later[0] < former[1] for former, later in zip(parts, parts[1:]))
+    for begin, stop, (best, *_) in parts:
         pieces = [tokenizer.id_to_piece(token) for token in spelling(best.tokens)]
-        words += words_of(pieces, best.spans, frame_seconds=frame_seconds, begin=begin)
+        new = words_of(pieces, best.spans, frame_seconds=frame_seconds, begin=begin)
+        words = merge(words, new, begin, end) if begin < end else words + new
+        end = stop
     segments = None
     if nbest > 1:
         segments = tuple(
@@ -231,9 +246,11 @@ def _transcript(model, result, nbest):
                 "begin": round(begin, 3),
                 "nbest": [{"text": a, "score": round(b.score, 4)} for a, b in zip(spelled, said)],
             }
-            for spelled, (begin, said) in zip(texts, parts)
+            for spelled, (begin, _, said) in zip(texts, parts)
         )
     text = " ".join(spelled[0] for spelled in texts if spelled[0])
+    if overlaps:
+        text = " ".join(word.word for word in words)
     return Transcript(**result, text=text, words=tuple(words), segments=segments)
 
 
@@ -264,7 +281,7 @@ def understand(model, files, **batches):
     for result in in_batches(model, files, answer, segment_seconds=COMMAND_SECONDS, **batches):
         if (answers := result.pop("answers", None)) is not None:
             try:
-                texts = [text for _, text in answers]
+                texts = [text for *_, text in answers]
                 result["semantics"] = _semantics(texts, result["seconds"], names)
             except ValueError as error:
                 result["error"] = f"{result['file']}: {error}"
@@ -310,5 +327,5 @@ def classify(model, files, **batches):
         return [{"label": a, "probability": b} for a, b in zip(labels, probabilities)]
 
     for result in in_batches(model, files, answer, only_speech=False, **batches):
-        ((_, found),) = result.pop("answers", ((0.0, {}),))
+        ((*_, found),) = result.pop("answers", ((0.0, 0.0, {}),))
         yield Class(**result, **found)

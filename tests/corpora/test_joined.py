@@ -124,3 +124,16 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(manifest, tmp_path
     with pytest.raises(UserError, match=r"3\.wav"):
         join(manifest, tmp_path / "long", progress=False)
     assert not list(tmp_path.glob("long*"))
+
+
+def test_noise_lies_under_speech_and_pauses(manifest, tmp_path):
+    options = {"seconds": (3, 3), "pause": (0.5, 0.5), "progress": False}
+    clean, noisy = (
+        read_audio(read_manifest(join(manifest, tmp_path / str(db), noise_db=db, **options))[0].wav)
+        for db in (None, -30.0)
+    )
+    added = (noisy - clean).split(1600)
+    levels = [20 * float(part.square().mean().sqrt().log10()) for part in added]
+    assert levels == pytest.approx([-30.0] * len(levels), abs=1.0)
+    with pytest.raises(UserError, match="--noise-db is 3.0"):
+        join(manifest, tmp_path / "loud", noise_db=3.0)
