@@ -382,6 +382,4 @@ def allowed_frames(attn_mask):
 
 
 def _accumulator(x):
-    # an ONNX runtime adds frame after frame: in float32, off by 1e-4 after ten minutes
-    exact = x.dtype == torch.float64 or torch.compiler.is_exporting()
-    return torch.float64 if exact else torch.float32
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
