@@ -65,7 +65,7 @@ def test_layers_are_those_of_torch(system, tmp_path):
     normalize.glob_mean, normalize.glob_std = torch.full((80,), -10.0), torch.full((80,), 5.0)
     front_end = MaskedConvolutionFrontEnd(80, (4, 4), dropout=0.0)
     graph = OfflineGraph(normalize, front_end, transformer, Layers(16)).eval()
-    graph.outputs = "log_probs", "first", "middle", "last", "log_probs_lens"
+    graph.outputs = "log_probs", "layer_1", "layer_2", "layer_3", "log_probs_lens"
     with torch.no_grad():
         graph(torch.zeros(1, 4, 80), torch.tensor([4]))
     onnx._write(graph, tmp_path / "model.onnx", onnx.OFFLINE_METADATA)
