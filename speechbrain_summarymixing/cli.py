@@ -229,9 +229,10 @@ def _add_export(commands):
     parser = commands.add_parser(
         "export",
         help="write a trained recogniser as ONNX",
-        description="Writes encoder and CTC head of a recogniser as ONNX graphs, which sherpa-onnx "
-        "runs as they are: FOLDER/model.onnx, tokens.txt, config.json; with --chunk-ms those of "
-        "its streams too, in FOLDER/streaming. Each graph is compared with torch first.",
+        description="Writes a recogniser's encoder and CTC head, or a transducer, as ONNX graphs, "
+        "which sherpa-onnx runs as they are: FOLDER/model.onnx, or encoder.onnx, decoder.onnx and "
+        "joiner.onnx; tokens.txt, config.json; with --chunk-ms those of its streams too, in "
+        "FOLDER/streaming. Each graph is compared with torch first.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of an exported model")
     parser.add_argument("folder", metavar="FOLDER", help="made anew")

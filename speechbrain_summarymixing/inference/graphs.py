@@ -8,46 +8,60 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.lobes.transducer import BLANK
+
 SUBSAMPLING = 4  # feature frames for one of the encoder; sherpa-onnx takes it for granted
+VARIES = torch.export.Dim.DYNAMIC
 SILENCE = -15.942385  # of the filterbank where there are zeros: log of float32's epsilon
 
 
 class OfflineGraph(nn.Module):
-    """From the features of whole utterances to CTC's log-probabilities.
+    """From the features of whole utterances to what a head makes of the encoder's frames.
 
     Arguments
     ---------
-    normalize, front_end, transformer, ctc_lin : torch.nn.Module
+    normalize, front_end, transformer : torch.nn.Module
         Of a trained recogniser.
+    head : torch.nn.Module
+        Of frames (B, T', D): to CTC's log-probabilities, or to a transducer's joiner.
+    output : str
+        The name of what it makes.
     """
 
-    inputs, outputs = ("x", "x_lens"), ("log_probs", "log_probs_lens")
+    inputs, states = ("x", "x_lens"), ()
 
-    def __init__(self, normalize, front_end, transformer, ctc_lin):
+    def __init__(self, normalize, front_end, transformer, head, output="log_probs"):
         super().__init__()
-        self.front_end, self.transformer, self.ctc_lin = front_end, transformer, ctc_lin
+        self.front_end, self.transformer, self.head = front_end, transformer, head
         self.register_buffer("mean", normalize.glob_mean.detach().clone())
         self.register_buffer("std", normalize.glob_std.detach().clone())
+        self.outputs = output, f"{output}_lens"
 
     def forward(self, x, x_lens):
-        """Returns log-probabilities (B, T', V) and their lengths (B,) of features (B, T, F)."""
+        """Returns the head's output (B, T', V) and its lengths (B,) of features (B, T, F)."""
         frames = (x_lens + SUBSAMPLING - 1) // SUBSAMPLING
         after = torch.arange(x.size(1), device=x.device) >= x_lens.unsqueeze(1)
         x = x.masked_fill(after.unsqueeze(2), SILENCE)
         x = nn.functional.pad(x, (0, 0, 0, -x.size(1) % SUBSAMPLING), value=SILENCE)
         lengths = (SUBSAMPLING * frames).to(x.dtype) / x.size(1)
         x = self.front_end((x - self.mean) / self.std, lengths)
-        return self.ctc_lin(self.transformer.encode(x, lengths)).log_softmax(-1), frames
+        return self.head(self.transformer.encode(x, lengths)), frames
 
-    def example(self, bands):
-        """Returns inputs to trace it by, and which of their dimensions vary."""
-        dynamic = torch.export.Dim.DYNAMIC
-        inputs = (torch.randn(2, 240, bands), torch.tensor([240, 137]))
-        return inputs, ({0: dynamic, 1: dynamic}, {0: dynamic})
+    def dynamic(self):
+        """Returns which dimensions of each input vary."""
+        return {0: VARIES, 1: VARIES}, {0: VARIES}
+
+    def examples(self, bands):
+        """Returns inputs to trace it by, and others to compare it with torch."""
+        return [
+            (5 * torch.randn(2, frames, bands) - 10, torch.tensor([frames, (frames + 1) // 2]))
+            for frames in (240, 1, 7, 2999)
+        ]
 
 
 class StreamingGraph(nn.Module):
-    """From the features of a chunk, and a state, to CTC's log-probabilities and the next state.
+    """From the features of a chunk, and a state, to what a head makes of it, and the next state.
 
     The state has the shapes of a Zipformer's of one layer, whose widths are free: all our floats
     are in its first tensor, all float64 sums in the third, each as a float32 and the rest as a
@@ -57,7 +71,8 @@ class StreamingGraph(nn.Module):
     Arguments
     ---------
     encoder : SpeechEncoder
-    ctc_lin : torch.nn.Module
+    head, output
+        As for `OfflineGraph`.
     """
 
     states = (
@@ -72,19 +87,17 @@ class StreamingGraph(nn.Module):
     )
     batch_axes = (1, 1, 1, 1, 0, 0, 0, 0)  # of each state
     inputs = ("x", *states)
-    outputs = ("log_probs", *(f"new_{name}" for name in states))
 
-    def __init__(self, encoder, ctc_lin):
+    def __init__(self, encoder, head, output="log_probs"):
         super().__init__()
-        self.offline = OfflineGraph(
-            encoder.normalize, encoder.front_end, encoder.transformer, ctc_lin
-        )
+        self.offline = OfflineGraph(encoder.normalize, encoder.front_end, encoder.transformer, head)
+        self.outputs = output, *(f"new_{name}" for name in self.states)
         self.config, self.chunk_frames = encoder.config, encoder.chunk_frames
         with torch.no_grad():
             self.leaves, self.spec = tree_flatten(encoder.initial_state(1))
 
     def forward(self, x, floats, nonlin, sums, others, conv1, conv2, embed, count):
-        """Returns log-probabilities (B, C, V) and the state after.
+        """Returns the head's output (B, C, V) and the state after.
 
         Arguments
         ---------
@@ -101,17 +114,19 @@ class StreamingGraph(nn.Module):
         convolved, encoder = self._unpack(floats.squeeze(0), sums.squeeze(0), count)
         x, convolved = net.front_end.step((x - net.mean) / net.std, convolved)
         encoded, encoder = net.transformer.step(x, encoder, self.config)
-        log_probs = net.ctc_lin(encoded).log_softmax(-1)
+        output = net.head(encoded)
         floats, sums, count = self._pack((convolved, encoder))
         unused = [x.clone() for x in (nonlin, others, conv1, conv2, embed)]
-        return log_probs, floats, unused[0], sums, *unused[1:], count
+        return output, floats, unused[0], sums, *unused[1:], count
 
-    def example(self, bands):
-        """Returns inputs to trace it by, and which of their dimensions vary."""
-        varies = torch.export.Dim.DYNAMIC
-        x = torch.randn(2, SUBSAMPLING * self.chunk_frames, bands)
-        axes = [{0: varies}, *({axis: varies} for axis in self.batch_axes)]
-        return (x, *self.start(2)), tuple(axes)
+    def dynamic(self):
+        """As `OfflineGraph`'s."""
+        return {0: VARIES}, *({axis: VARIES} for axis in self.batch_axes)
+
+    def examples(self, bands):
+        """Returns chunks that follow one another, without the states."""
+        chunk = SUBSAMPLING * self.chunk_frames
+        return [(5 * torch.randn(2, chunk, bands) - 10,) for _ in range(5)]
 
     def start(self, batch=1):
         """Returns the states of ``batch`` streams at their start: zeros."""
@@ -174,3 +189,81 @@ class StreamingGraph(nn.Module):
                 leaf_now = taken("floats", floats, leaf)
                 leaves.append(leaf_now > 0.5 if leaf.dtype == torch.bool else leaf_now)
         return tree_unflatten(leaves, self.spec)
+
+
+class PredictorGraph(nn.Module):
+    """From the last tokens that a transducer said to what they add at its joiner.
+
+    Arguments
+    ---------
+    head : TransducerHead
+
+    Raises
+    ------
+    UserError
+        If its predictor knows more than the last tokens.
+    """
+
+    inputs, outputs, states = ("y",), ("decoder_out",), ()
+
+    def __init__(self, head):
+        super().__init__()
+        self.predictor, self.of_tokens = head.predictor, head.of_tokens
+        self.context = getattr(head.predictor, "context", None)
+        if self.context is None:
+            raise UserError(
+                f"the transducer's predictor is a {type(head.predictor).__name__}, but sherpa-onnx "
+                "shows it the last tokens alone: train one with StatelessPredictor, as in "
+                "hparams/sumformer_transducer.yaml"
+            )
+
+    def forward(self, y):
+        """Returns (B, J) of tokens (B, context); below 0, where none was said yet."""
+        y = y.clamp(min=BLANK)
+        predicted, _ = self.predictor(y[:, -1:], y[:, :-1])
+        return (self.of_tokens(predicted.squeeze(1)),)
+
+    def dynamic(self):
+        """As `OfflineGraph`'s."""
+        return ({0: VARIES},)
+
+    def examples(self, bands):
+        """Returns inputs to trace it by, and others to compare it with torch."""
+        tokens = self.predictor.embedding.num_embeddings
+        return [(torch.randint(-1, tokens, (rows, self.context)),) for rows in (2, 99)]
+
+    def metadata(self):
+        """Returns what sherpa-onnx asks of it."""
+        tokens = self.predictor.embedding.num_embeddings
+        return {"vocab_size": tokens, "context_size": self.context}
+
+
+class JoinerGraph(nn.Module):
+    """From a frame, as a transducer's head projects it, and `PredictorGraph`'s output to scores.
+
+    Arguments
+    ---------
+    head : TransducerHead
+    """
+
+    inputs, outputs, states = ("encoder_out", "decoder_out"), ("logit",), ()
+
+    def __init__(self, head):
+        super().__init__()
+        self.output = head.output
+
+    def forward(self, encoder_out, decoder_out):
+        """Returns (B, V) of (B, J) each."""
+        return (self.output(torch.tanh(encoder_out + decoder_out)),)
+
+    def dynamic(self):
+        """As `OfflineGraph`'s."""
+        return ({0: VARIES},) * 2
+
+    def examples(self, bands):
+        """Returns inputs to trace it by, and others to compare it with torch."""
+        return [torch.randn(2, rows, self.output.in_features).unbind() for rows in (2, 99)]
+
+    def metadata(self):
+        """Returns what sherpa-onnx asks of it."""
+        return {"joiner_dim": self.output.in_features}

@@ -2,7 +2,8 @@
 
 Input and output names and metadata are those that sherpa-onnx 2.0 takes unmodified: offline as
 ``OfflineRecognizer.from_zipformer_ctc``, streaming as ``OnlineRecognizer.from_zipformer2_ctc``
-(``from_nemo_ctc`` computes other features). The features are Kaldi's log-mel filterbank.
+(``from_nemo_ctc`` computes other features), a transducer by ``from_transducer`` of both. The
+features are Kaldi's log-mel filterbank.
 """
 
 import contextlib
@@ -10,20 +11,25 @@ import io
 import logging
 import shutil
 import warnings
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.graphs import SUBSAMPLING, OfflineGraph, StreamingGraph
+from speechbrain_summarymixing.inference.graphs import (
+    JoinerGraph,
+    OfflineGraph,
+    PredictorGraph,
+    StreamingGraph,
+)
 from speechbrain_summarymixing.inference.provenance import write_config
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 
 logger = logging.getLogger(__name__)
 
 OPSET = 18
-TOLERANCE = 1e-4  # of log-probabilities, onnxruntime's against torch's
+TOLERANCE = 1e-4  # of a graph's first output, onnxruntime's against torch's
 FEATURES = {
     "sample_rate": 16000,
     "n_mels": 80,
@@ -31,25 +37,28 @@ FEATURES = {
     "high_freq": -400.0,
 }  # of sherpa-onnx
 OFFLINE_METADATA = {"model_type": "zipformer2_ctc", "version": 1}
-OFFLINE_USAGE = """    import sherpa_onnx
-    recognizer = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
-        model="model.onnx", tokens="tokens.txt"
+TRANSDUCER_METADATA = {"model_type": "zipformer2", "version": 1}
+CALLS = {  # of sherpa-onnx, for a model of CTC or a transducer, of whole files or streams
+    (False, False): "OfflineRecognizer.from_zipformer_ctc",
+    (False, True): "OnlineRecognizer.from_zipformer2_ctc",
+    (True, False): "OfflineRecognizer.from_transducer",
+    (True, True): "OnlineRecognizer.from_transducer",
+}
+USAGE = """    import sherpa_onnx
+    recognizer = sherpa_onnx.{call}(
+        {graphs}, tokens="tokens.txt"
     )
     stream = recognizer.create_stream()
-    stream.accept_waveform(16000, samples)  # floats in [-1, 1]
+"""
+OFFLINE_USAGE = """    stream.accept_waveform(16000, samples)  # floats in [-1, 1]
     recognizer.decode_stream(stream)
     print(stream.result.text)"""
-STREAMING_USAGE = """    import sherpa_onnx
-    recognizer = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
-        model="model.onnx", tokens="tokens.txt"
-    )
-    stream = recognizer.create_stream()
-    for samples in microphone:  # floats in [-1, 1]; a second of zeros at the end
+STREAMING_USAGE = """    for samples in microphone:  # floats in [-1, 1]; then a second of zeros
         stream.accept_waveform(16000, samples)
         while recognizer.is_ready(stream):
             recognizer.decode_stream(stream)
         print(recognizer.get_result(stream))"""
-CARD = """# Speech recogniser (CTC) in ONNX
+CARD = """# Speech recogniser ({kind}) in ONNX
 
 Made by speechbrain-summarymixing (SummaryMixing: arXiv 2307.07421). It runs in sherpa-onnx:
 
@@ -61,27 +70,28 @@ INSTALL = 'pip install "speechbrain-summarymixing[onnx]"'
 
 
 def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=False):
-    """Writes a trained recogniser's encoder and CTC head as ONNX graphs.
+    """Writes a trained recogniser's encoder with its CTC head, or a transducer, as ONNX graphs.
 
-    The folder holds model.onnx, tokens.txt, config.json with the sha256 of each file and README.md;
-    its subfolder ``streaming`` the same of the graph for streams, where ``chunk_ms`` asks for it.
-    Each graph is compared with torch before it is there. Nothing in it is run when it is loaded.
+    The folder holds model.onnx, or encoder.onnx, decoder.onnx and joiner.onnx of a transducer;
+    tokens.txt, config.json with the sha256 of each file and README.md; its subfolder ``streaming``
+    the same for streams, where ``chunk_ms`` asks for it. Each graph is compared with torch before
+    the folder is there. Nothing in it is run when it is loaded.
 
     Arguments
     ---------
     model : EncoderASR or EncoderDecoderASR
-        From `transcribe.load_model`. A decoder is left out: the graph recognises by CTC.
+        From `transcribe.load_model`. An attention decoder is left out.
     folder : str or Path
         Made anew.
     chunk_ms, left_ms : int or None
         As for `StreamingModel`; without chunk_ms there is no graph for streams.
     int8, fp16 : bool
-        Writes model.int8.onnx, whose matrix products are of 8-bit integers, and model.fp16.onnx.
+        Writes graphs named .int8.onnx, whose matrix products are of 8-bit integers, and .fp16.onnx.
 
     Returns
     -------
     dict
-        From the path of each graph to its largest difference from torch, of log-probabilities.
+        From the path of each graph to its largest difference from torch.
 
     Raises
     ------
@@ -102,31 +112,47 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
         )
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    parts = hparams.normalize, hparams.front_end, hparams.transformer, hparams.ctc_lin
     model.eval()
-    graphs = {"": (OfflineGraph(*parts), OFFLINE_METADATA)}
-    if chunk_ms is not None:
-        streaming = StreamingModel(model, chunk_ms=chunk_ms, left_ms=left_ms)
-        graph = StreamingGraph(streaming.encoder, hparams.ctc_lin)
-        graphs["streaming"] = (graph, graph.metadata())
+    graphs = _graphs(model, chunk_ms, left_ms)
     differences = {}
-    for name, (graph, metadata) in graphs.items():
-        place = new / name
-        place.mkdir(parents=True)
-        file = place / "model.onnx"
-        logger.info("%s: is made, which takes minutes", folder / name / "model.onnx")
-        _write(graph.eval(), file, metadata)
-        differences[str(folder / name / "model.onnx")] = _compared(graph, file)
-        smaller = {"int8": (int8, _quantize), "fp16": (fp16, _halve)}
-        for kind, (asked, convert) in smaller.items():
-            if asked:
-                convert(file, place / f"model.{kind}.onnx")
-        _write_tokens(model.tokenizer, place / "tokens.txt")
-        about = {"streams": name == "streaming", "chunk_ms": chunk_ms if name else None}
-        _write_config(place, metadata, about)
+    for place, named in graphs.items():
+        (new / place).mkdir(parents=True)
+        for name, (graph, metadata) in named.items():
+            file, final = new / place / f"{name}.onnx", folder / place / f"{name}.onnx"
+            logger.info("%s: is made, which takes minutes", final)
+            _write(graph.eval(), file, metadata)
+            differences[str(final)] = _compared(graph, file)
+            smaller = {"int8": (int8, _quantize), "fp16": (fp16, _halve)}
+            for kind, (asked, convert) in smaller.items():
+                if asked:
+                    convert(file, file.with_name(f"{name}.{kind}.onnx"))
+        _write_tokens(model.tokenizer, new / place / "tokens.txt")
+        about = {"streams": bool(place), "chunk_ms": chunk_ms if place else None}
+        _write_config(new / place, {name: told for name, (_, told) in named.items()}, about)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return differences
+
+
+def _graphs(model, chunk_ms, left_ms):
+    """From each folder to its graphs, with their metadata, by name."""
+    hparams = model.hparams
+    transducer = getattr(hparams, "head", None)
+    if transducer is None:
+        head, output = nn.Sequential(hparams.ctc_lin, nn.LogSoftmax(-1)), "log_probs"
+        name, metadata, others = "model", OFFLINE_METADATA, {}
+    else:
+        head, output = transducer.of_frame, "encoder_out"
+        name, metadata = "encoder", TRANSDUCER_METADATA
+        others = {"decoder": PredictorGraph(transducer), "joiner": JoinerGraph(transducer)}
+        others = {key: (graph, graph.metadata()) for key, graph in others.items()}
+    encoder = hparams.normalize, hparams.front_end, hparams.transformer
+    graphs = {"": {name: (OfflineGraph(*encoder, head, output), metadata), **others}}
+    if chunk_ms is not None:
+        streaming = StreamingModel(model, chunk_ms=chunk_ms, left_ms=left_ms)
+        graph = StreamingGraph(streaming.encoder, head, output)
+        graphs["streaming"] = {name: (graph, graph.metadata()), **others}
+    return graphs
 
 
 def _packages():
@@ -142,7 +168,7 @@ def _write(graph, file, metadata):
     """Writes a graph of any batch, and any length where it is not of chunks."""
     import onnx
 
-    inputs, dynamic = graph.example(FEATURES["n_mels"])
+    inputs = (*graph.examples(FEATURES["n_mels"])[0], *_start(graph))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -151,40 +177,46 @@ def _write(graph, file, metadata):
             dynamo=True,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes=dynamic,
+            dynamic_shapes=graph.dynamic(),
             opset_version=OPSET,
             verbose=False,
         )
-    proto = program.model_proto
+    proto = _bare(program.model_proto)
     onnx.helper.set_model_props(proto, {key: str(value) for key, value in metadata.items()})
     onnx.save(proto, str(file))
 
 
+def _bare(proto):
+    """A graph without lines of our source and the paths where they lay, which torch adds."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    return proto
+
+
+def _start(graph):
+    return graph.start(2) if graph.states else ()
+
+
 def _compared(graph, file):
-    """The largest difference of a graph's log-probabilities from torch's."""
+    """The largest difference of a graph's first output from torch's."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    largest, after, bands = 0.0, (), FEATURES["n_mels"]
+    largest, state = 0.0, _start(graph)
     torch.manual_seed(0)
-    if isinstance(graph, OfflineGraph):
-        trials = [
-            (5 * torch.randn(2, frames, bands) - 10, torch.tensor([frames, (frames + 1) // 2]))
-            for frames in (1, 7, 240, 2999)
-        ]
-        starts = [()] * len(trials)
-    else:
-        chunk = SUBSAMPLING * graph.chunk_frames
-        trials = [(5 * torch.randn(2, chunk, bands) - 10,)] * 5
-        starts = [graph.start(2)]
-    for inputs, state in zip_longest(trials, starts):
-        state = after if state is None else state
+    for inputs in graph.examples(FEATURES["n_mels"]):
+        inputs = (*inputs, *state)
         with torch.no_grad():
-            expected, *after = graph(*inputs, *state)
-        feeds = dict(zip(graph.inputs, (x.numpy() for x in (*inputs, *state))))
+            expected, *after = graph(*inputs)
+        feeds = dict(zip(graph.inputs, (x.numpy() for x in inputs)))
         found = torch.from_numpy(session.run([graph.outputs[0]], feeds)[0])
         off = (found - expected).abs()
-        if isinstance(graph, OfflineGraph):
+        if graph.states:
+            state = after
+        elif after:
             off[torch.arange(off.size(1)) >= after[0].unsqueeze(1)] = 0.0
         largest = max(largest, off.max().item())
     if not largest <= TOLERANCE:
@@ -229,5 +261,9 @@ def _write_config(place, metadata, about):
         metadata=metadata,
         blank=0,
     )
-    usage = STREAMING_USAGE if about["streams"] else OFFLINE_USAGE
-    (place / "README.md").write_text(CARD.format(usage=usage), encoding="utf-8")
+    transducer = "joiner" in metadata
+    graphs = ", ".join(f'{name}="{name}.onnx"' for name in metadata)
+    usage = USAGE.format(call=CALLS[transducer, about["streams"]], graphs=graphs)
+    usage += STREAMING_USAGE if about["streams"] else OFFLINE_USAGE
+    card = CARD.format(kind="transducer" if transducer else "CTC", usage=usage)
+    (place / "README.md").write_text(card, encoding="utf-8")

@@ -40,7 +40,7 @@ class StatelessPredictor(nn.Module):
 
     def __init__(self, vocab_size, *, width, context=2, dropout=0.1):
         super().__init__()
-        self.width = width
+        self.width, self.context = width, context
         self.embedding = nn.Embedding(vocab_size, width)
         self.dropout = nn.Dropout(dropout)
         self.convolution = nn.Conv1d(width, width, context, groups=width)
@@ -62,7 +62,7 @@ class StatelessPredictor(nn.Module):
         state : torch.Tensor
             For the next tokens.
         """
-        before = self.convolution.kernel_size[0] - 1
+        before = self.context - 1
         if state is None:
             state = tokens.new_zeros(len(tokens), before)
         tokens = torch.cat((state, tokens), dim=1)

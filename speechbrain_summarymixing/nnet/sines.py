@@ -8,8 +8,10 @@ import torch
 def sines(position, width):
     """Returns (…, D), sines and cosines by turns, of positions (…) in frames, with D ``width``."""
     rate = torch.arange(0, width, 2, device=position.device, dtype=position.dtype)
-    angle = position.unsqueeze(-1) * (rate * (-math.log(10000.0) / width)).exp()
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+    # of numbers that are exact in float32, as which an ONNX graph has them
+    angle = position.unsqueeze(-1) * 10000.0 ** (rate / -width)
+    # cosines as sines: sherpa-onnx's runtime has no float64 cosine
+    return torch.stack([angle, angle + math.pi / 2], -1).sin().flatten(-2)
 
 
 def distance_sines(furthest, width, device, dtype):
