@@ -209,8 +209,9 @@ def after_a_step_and_a_decode(task, arguments):
 def test_a_corpus_in_its_layout_is_trained_tested_and_exported(name, command, tmp_path):
     layout, folder, tokens = OTHERS[name]
     options = {
-        "data_folder": layout(tmp_path / folder), "train_csv": "null", "valid_csv": "null",
-        "test_csv": "null", "number_of_epochs": 1, "optimizer_step_limit": 2, "token_type": "char", "vocab_size": tokens,
+        "data_folder": layout(tmp_path / folder), "token_type": "char", "vocab_size": tokens,
+        "train_csv": "null", "valid_csv": "null", "test_csv": "null",
+        "number_of_epochs": 1, "optimizer_step_limit": 2,
     }  # fmt: skip
     yaml = f"recipes/{name}/ASR/hparams/sumformer.yaml"
     experiment.run(command(tmp_path / "out", yaml=yaml, **options), task_of(yaml))
@@ -220,10 +221,7 @@ def test_a_corpus_in_its_layout_is_trained_tested_and_exported(name, command, tm
     assert (tmp_path / f"out/{metric.lower()}_test.txt").is_file()
     assert f"| {metric} on test |" in (tmp_path / "out/pretrained/README.md").read_text()
     loaded = EncoderDecoderASR.from_hparams(source=str(tmp_path / "out/pretrained"))
-    wav = str(
-        next((tmp_path / folder).rglob("*.wav" if name == "AISHELL-1" else "*.ogg"), FILES[0])
-    )
-    assert isinstance(loaded.transcribe_file(wav), str)
+    assert isinstance(loaded.transcribe_file(FILES[0]), str)
 
 
 @pytest.mark.slow
