@@ -1,4 +1,7 @@
-"""VoxPopuli's layout: transcribed_data/<language> with asr_<split>.tsv and <year>/<ID>.ogg."""
+"""VoxPopuli's layout: transcribed_data/<language> with asr_<split>.tsv and <year>/<ID>.ogg.
+
+That of its copy on the Hugging Face hub is known too: <split>/<split>_part_<N>/<ID>.wav.
+"""
 
 from pathlib import Path
 
@@ -23,7 +26,8 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
     ---------
     data_folder : str or Path
         ``transcribed_data/<language>``: holds ``asr_<split>.tsv`` (or ``<split>.tsv``) and a folder
-        of ogg files for each year, as VoxPopuli's ``get_asr_data`` writes them.
+        of ogg files for each year, as VoxPopuli's ``get_asr_data`` writes them; or the hub's
+        ``data/<language>``, which holds a folder for each split, whose archives are unpacked in it.
     save_folder, workers, progress
         As in `Corpus`, and so is what is returned; ``<split>.dropped.json`` has the characters
         that were dropped.
@@ -43,7 +47,7 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
     manifests = {}
     for split in splits:
         table = _table(folder, split)
-        rows = _rows(table)
+        rows = _rows(table, folder / split)
 
         def make(split=split, table=table, rows=rows):
             report = save_folder / f"{split}.dropped.json"
@@ -68,18 +72,22 @@ def _table(folder, split):
     )
 
 
-def _rows(table):
-    """(ID, path, speaker, normalized_text) of each line of a split."""
-    rows = []
+def _rows(table, hub):
+    """(ID, path, speaker, normalized_text) of each line of a split; hub: its folder on the hub."""
+    rows, wavs = [], {path.stem: path for path in hub.rglob("*.wav")}
     for line in read_tsv(table, COLUMNS, filled=("id",)):
         key, speaker = line["id"], line["speaker_id"]
-        wav = table.parent / key[:4] / f"{key}.ogg"  # it begins with the day
+        wav = wavs.get(key, table.parent / key[:4] / f"{key}.ogg")  # an ID begins with the day
         speaker = "" if speaker == UNKNOWN else speaker
         rows.append((key, str(wav), speaker, line["normalized_text"]))
     if missing := [row[1] for row in rows if not Path(row[1]).is_file()]:
+        packed = sorted(path.name for path in hub.glob("*.tar.gz"))
+        do = "the corpus is not whole: run VoxPopuli's get_asr_data again"
+        if packed:
+            do = f"unpack it: cd {hub} && for f in *.tar.gz; do tar xzf $f; done"
         raise UserError(
-            listed(f"{table}: {len(missing)} of {len(rows)} ogg files are missing", missing)
-            + "\nthe corpus is not whole: run VoxPopuli's get_asr_data again"
+            listed(f"{table}: {len(missing)} of {len(rows)} audio files are missing", missing)
+            + f"\n{do}"
         )
     return rows
 

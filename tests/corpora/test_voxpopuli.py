@@ -41,6 +41,22 @@ def test_tables_without_a_prefix(corpus):
     assert all(len(read_manifest(path)) == 2 for path in prepare(corpus).values())
 
 
+def test_the_layout_of_the_hub(corpus):
+    part = corpus / "train" / "train_part_0"
+    wavs = [part / f"{layouts.PLENARY.format(number=number)}.wav" for number in range(3)]
+    for wav in wavs:
+        layouts.noise(wav, 0.7)
+    rows = read_manifest(prepare(corpus, splits=["train"])["train"])
+    assert [(u.wav, u.duration) for u in rows] == [(str(wav), 0.7) for wav in wavs[:2]]
+    wavs[1].unlink()
+    (corpus / "2009" / f"{wavs[1].stem}.ogg").unlink()
+    (corpus / "train" / "train_part_1.tar.gz").write_bytes(b"")
+    with pytest.raises(
+        UserError, match="1 of 3 audio files are missing:\n.*\nunpack it: cd .*train"
+    ):
+        prepare(corpus, splits=["train"])
+
+
 def test_missing_splits_audio_and_values_are_named(corpus):
     with pytest.raises(UserError, match="asr_valid.tsv: no such file; .* splits dev, test, train"):
         prepare(corpus, splits=["valid"])
@@ -49,7 +65,7 @@ def test_missing_splits_audio_and_values_are_named(corpus):
     with pytest.raises(UserError, match="language is None, but must be a locale"):
         prepare(corpus, language=None)
     (corpus / "2009" / f"{layouts.PLENARY.format(number=4)}.ogg").unlink()
-    with pytest.raises(UserError, match="asr_dev.tsv: 1 of 3 ogg files are missing:\n.*en_2009"):
+    with pytest.raises(UserError, match="asr_dev.tsv: 1 of 3 audio files are missing:\n.*en_2009"):
         prepare(corpus)
     table = corpus / "asr_train.tsv"
     table.write_text(table.read_text() + "20090112-x\traw\n")
