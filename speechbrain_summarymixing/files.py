@@ -174,6 +174,49 @@ def read_lines(path):
         ) from error
 
 
+def read_tsv(path, columns, *, filled):
+    """Reads a corpus's table, whose columns are apart by tabs and named in the first line.
+
+    Arguments
+    ---------
+    path : Path
+    columns : sequence of str
+        That it must have.
+    filled : sequence of str
+        Those of the columns that may not be empty in a line.
+
+    Yields
+    ------
+    dict
+        From each column to a line's value.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, is not UTF-8, or lacks a column or a value.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            names = reader.fieldnames or []
+            if absent := [name for name in columns if name not in names]:
+                raise UserError(
+                    f"{path}: no column {', '.join(absent)}: the first line must name the columns "
+                    f"{', '.join(columns)}; it is {', '.join(names) or 'empty'}"
+                )
+            for line in reader:
+                for name in columns:
+                    if line[name] is None or (name in filled and not line[name]):
+                        raise UserError(
+                            f"{path}, line {reader.line_num}: no value for {name}: mend the line, "
+                            "or unpack the corpus again"
+                        )
+                yield line
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{path}: cannot read this file ({reason})") from error
+
+
 def placed(path, *folders):
     """Returns the absolute path of a file, which stands in the working directory or in a folder.
 

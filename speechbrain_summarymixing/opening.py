@@ -47,6 +47,11 @@ def opened(source, path=None):
     try:
         file = soundfile.SoundFile(source)
     except soundfile.LibsndfileError as error:
+        if _is_shortened(source):
+            raise UserError(
+                f"{path}: is compressed by shorten, which is not read: write it anew by sph2pipe "
+                "-f sph -p FILE NEW_FILE, and put that in its place"
+            ) from error
         raise UserError(
             f"{path}: cannot be read as audio ({error.error_string}): "
             "give wav, flac, mp3, ogg or sph, or convert it"
@@ -87,6 +92,12 @@ def _cut_short(file, source):
         if there < promised < SIZE_OF_A_PIPE:
             return f"{there} of the {promised} bytes that its header promises"
     return None
+
+
+def _is_shortened(source):
+    """Whether it is NIST sphere whose samples are compressed."""
+    header = _part(source, 1024)
+    return header.startswith(b"NIST_1A") and b"embedded-shorten" in header
 
 
 def _part(source, size):

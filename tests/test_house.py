@@ -52,7 +52,7 @@ def test_the_cell_imports_torch_alone():
 
 def test_each_corpus_declares_itself():
     names = {"mini", "an4", "librispeech", "commonvoice", "slurp", "barista", "speechcommands"}
-    names |= {"kaldi", "lhotse", "huggingface"}
+    names |= {"kaldi", "lhotse", "huggingface", "aishell", "tedlium2", "voxpopuli"}
     assert declared().keys() == names
     for corpus in declared().values():
         assert callable(corpus.prepare) and corpus.train and corpus.valid and corpus.test

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from speechbrain_summarymixing.audio import audio_info
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import made_once, write_table
+
+logger = logging.getLogger(__name__)
 
 REQUIRED = ("ID", "duration", "wav", "wrd")
 NEMO = {"audio_filepath": "wav", "text": "wrd", "duration": "duration"}  # keys of its manifests
@@ -254,7 +257,9 @@ def _seconds(where, key, name, value):
         raise UserError(f"{where}: {name} is {value!r} of {key}, but must be seconds") from error
 
 
-def probe(files, *, workers=None, progress=True, description="reading durations"):
+def probe(
+    files, *, workers=None, progress=True, description="reading durations", outside_left_out=False
+):
     """Opens audio files and reads their durations, in parallel.
 
     Arguments
@@ -266,6 +271,8 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     progress : bool
         Show a progress bar.
     description : str
+    outside_left_out : bool
+        Leave segments out that are not in their files, and tell, in place of an error.
 
     Returns
     -------
@@ -289,8 +296,12 @@ def probe(files, *, workers=None, progress=True, description="reading durations"
     seconds = [row.seconds_in(wholes[row.wav]) for row in rows]
     outside = [f"{u.ID}: {found}" for u, found in zip(rows, seconds) if isinstance(found, str)]
     if outside:
-        raise UserError(listed(f"{len(outside)} segments are not in their audio", outside))
-    return [replace(row, duration=duration) for row, duration in zip(rows, seconds)]
+        told = listed(f"{len(outside)} segments are not in their audio", outside)
+        if not outside_left_out:
+            raise UserError(told)
+        logger.warning("%s\nthey are left out", told)
+    found = zip(rows, seconds)
+    return [replace(u, duration=duration) for u, duration in found if not isinstance(duration, str)]
 
 
 def headers(paths, *, workers=None, progress=True, description="reading durations"):

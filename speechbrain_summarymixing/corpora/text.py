@@ -18,12 +18,18 @@
 What is dropped by rules 1 and 5 is counted.
 """
 
+import json
+import logging
 import re
 import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 VERSION = 2  # raised with every change of the rules: manifests are made anew
 APOSTROPHES = "'’‘‛`´＇׳"
@@ -145,6 +151,56 @@ def normalize_text(text, language):
             if kind != " ":
                 dropped[char] += 1
     return " ".join("".join(written).split()), dropped
+
+
+def normalized(rows, language, *, source, report):
+    """Normalises transcripts; what is dropped, and what is left out, is told.
+
+    Arguments
+    ---------
+    rows : list of tuple
+        As of `manifest.probe`: ID, path, speaker and transcript, and what else a row has.
+    language : str
+        As in `normalize_text`.
+    source : Path
+        What the log and errors call the corpus's file or folder.
+    report : Path
+        JSON file that gets the characters that were dropped, and the rows left out.
+
+    Returns
+    -------
+    list of tuple
+        The rows of which words are left.
+
+    Raises
+    ------
+    UserError
+        If there are none, or language is no locale.
+    """
+    kept, left_out, dropped = [], [], Counter()
+    for key, wav, speaker, sentence, *part in rows:
+        words, lost = normalize_text(sentence, language)
+        dropped += lost
+        if words:
+            kept.append((key, wav, speaker, words, *part))
+        else:
+            left_out.append(f"{key}: {sentence!r}")
+    characters = described(dropped)
+    content = {"left_out": left_out, "characters": characters}
+    write_atomically(report, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    if left_out:
+        title = f"{source}: {len(left_out)} of {len(rows)} utterances are left out: no word in them"
+        logger.info(listed(title, left_out))
+    if characters:
+        lines = [f"{c['code']} {c['name']} {c['character']!r}: {c['count']}" for c in characters]
+        title = f"{source}: {dropped.total()} characters are dropped (all in {report})"
+        logger.info(listed(title, lines))
+    if not kept:
+        raise UserError(
+            f"{source}: none of its {len(rows)} sentences has a word: leave this split out, or "
+            "unpack the corpus again"
+        )
+    return kept
 
 
 def settings(language):

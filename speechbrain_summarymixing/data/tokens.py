@@ -12,6 +12,7 @@ from speechbrain_summarymixing.inference.sources import find_file, load_tokenize
 from speechbrain_summarymixing.processes import on_main
 
 TOKEN_TYPES = ("bpe", "unigram", "char")
+WORD_BEGIN = "▁"  # of sentencepiece
 
 
 def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fixed=False):
@@ -44,6 +45,13 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fi
     if token_type not in TOKEN_TYPES:
         raise UserError(
             f"token_type is {token_type!r}, but must be one of {', '.join(TOKEN_TYPES)}"
+        )
+    # sentencepiece would leave out the rarest characters, and training not learn them
+    characters = len(set().union(*texts) - {" "} | {WORD_BEGIN}) + 3
+    if token_type == "char" and not symbols and characters > vocab_size:
+        raise UserError(
+            f"vocab_size is {vocab_size}, but these {len(texts)} training transcripts have "
+            f"{characters} tokens of type char: give --vocab_size {characters}"
         )
     settings = {"vocab_size": vocab_size, "token_type": token_type, "texts": digest(texts)}
     if symbols:

@@ -64,7 +64,7 @@ def bootstrap_interval(counts, measure, *, resamples=2000, seed=0):
     return [float(x) for x in numpy.percentile(values, (2.5, 97.5))]
 
 
-def word_error_rate_by_length(scores, seconds, bounds=LENGTH_BOUNDS):
+def word_error_rate_by_length(scores, seconds, bounds=LENGTH_BOUNDS, *, name="WER"):
     """Word error rate of utterances of like duration.
 
     Arguments
@@ -75,17 +75,19 @@ def word_error_rate_by_length(scores, seconds, bounds=LENGTH_BOUNDS):
         Duration of each ID.
     bounds : sequence of float
         Between the classes, in seconds.
+    name : str
+        Of the rate: of characters, where these are the scores' tokens, CER.
 
     Returns
     -------
     dict
-        From the class, such as "2-3 s", to its utterances and WER; empty classes are left out.
+        From the class, such as "2-3 s", to its utterances and rate; empty classes are left out.
     """
     edges = [0.0, *bounds, float("inf")]
     classes = {}
     for low, high in zip(edges, edges[1:]):
         inside = [s for s in scores if low <= seconds[s["key"]] < high]
         if inside:
-            name = f"{low:g}-{high:g} s" if high < float("inf") else f">= {low:g} s"
-            classes[name] = {"utterances": len(inside), "WER": word_error_rate(inside)}
+            length = f"{low:g}-{high:g} s" if high < float("inf") else f">= {low:g} s"
+            classes[length] = {"utterances": len(inside), name: word_error_rate(inside)}
     return classes

@@ -19,6 +19,7 @@ from speechbrain_summarymixing.training.identity import longest_seconds
 
 logger = get_logger(__name__)
 
+METRICS = {"word": "WER", "character": "CER"}  # by ``error_unit``
 LONGEST = 20.0  # s, to decode at once: a search's time and memory grow faster than its length
 
 
@@ -30,12 +31,16 @@ class ASR(SpeechTask):
     """
 
     name = "recognition"
-    metric = "WER"
     target_names = tokens.SPELLED
     interface = RECOGNITION
     validates_by_ctc = reads_shards = True
     _held = None  # a `HeldEncoder`
     _test_chunks = None  # a `DynChunkTrainConfig`, while tests are measured with it
+
+    @property
+    def metric(self):
+        """WER or CER: what is an error."""
+        return METRICS[self.hparams.error_unit]
 
     @classmethod
     def prepare(cls, hparams, train, others):
@@ -45,6 +50,8 @@ class ASR(SpeechTask):
                 f"--ctc_weight is {hparams['ctc_weight']}, but must be above 0 and up to 1: "
                 "recognition is validated by the CTC head"
             )
+        if (unit := hparams["error_unit"]) not in METRICS:
+            raise UserError(f"--error_unit is {unit!r}, but must be {' or '.join(METRICS)}")
         cls._check_decoder(hparams)
         chunks.check_chunks(hparams)
         language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
@@ -121,15 +128,15 @@ class ASR(SpeechTask):
         """Returns what spells a transcript; see `tokens.spelled`."""
         return partial(tokens.spelled, tokenizer=self.targets)
 
-    def word_errors(self):
+    def error_stats(self):
         """Returns SpeechBrain's `ErrorRateStats` of what was measured."""
         stats = ErrorRateStats()
         stats.scores = list(self.measured.values())
         return stats
 
     def validation_metric(self):
-        """Returns the word error rate in percent."""
-        return self.word_errors().summarize("WER")
+        """Returns the error rate, of words or characters, in percent."""
+        return self.error_stats().summarize("WER")
 
     def seen_chunks(self, batch, stage):
         """Returns the `DynChunkTrainConfig` that a batch is encoded with, None: all of it."""
@@ -190,9 +197,9 @@ class ASR(SpeechTask):
         return loss
 
     def measure(self, batch, hypotheses):
-        """Counts the word errors of what was heard in a batch, given its tokens."""
+        """Counts the errors of what was heard in a batch, given its tokens."""
         words = [self.targets.decode(hypothesis).split() for hypothesis in hypotheses]
-        stats = ErrorRateStats()
+        stats = ErrorRateStats(split_tokens=self.hparams.error_unit == "character")
         stats.append(batch.id, words, [wrd.split() for wrd in batch.wrd])
         self.measured.update((score["key"], score) for score in stats.scores)
 
@@ -206,13 +213,14 @@ class ASR(SpeechTask):
             )
 
     def scores(self, rows):
-        """Returns the WER of a test set, its 95% interval, and by the utterances' length."""
-        scores = self.word_errors().scores
+        """Returns the WER (or CER) of a test set, its 95% interval, and by the length of speech."""
+        scores = self.error_stats().scores
         seconds = {row.ID: row.duration for row in rows}
+        by_length = metrics.word_error_rate_by_length(scores, seconds, name=self.metric)
         return {
-            "WER": metrics.word_error_rate(scores),
-            "WER_95": metrics.word_error_interval(scores),
-            "WER_by_seconds": metrics.word_error_rate_by_length(scores, seconds),
+            self.metric: metrics.word_error_rate(scores),
+            f"{self.metric}_95": metrics.word_error_interval(scores),
+            f"{self.metric}_by_seconds": by_length,
             "utterances": len(scores),
         }
 
@@ -232,15 +240,15 @@ class ASR(SpeechTask):
         return {"chunks": found} if found else {}
 
     def errors(self, rows):
-        """Returns (ID, word edits, words) of each utterance."""
+        """Returns (ID, edits, words or characters) of each utterance."""
         scores = [self.measured[row.ID] for row in rows]
         return [(score["key"], score["num_edits"], score["num_ref_tokens"]) for score in scores]
 
     def write_details(self, name, rows):
-        """Writes ``wer_<set>.txt``: the alignment of each utterance."""
-        path = Path(self.hparams.output_folder) / f"wer_{name}.txt"
+        """Writes ``wer_<set>.txt`` or ``cer_<set>.txt``: the alignment of each utterance."""
+        path = Path(self.hparams.output_folder) / f"{self.metric.lower()}_{name}.txt"
         with open(path, "w", encoding="utf-8") as file:
-            self.word_errors().write_stats(file)
+            self.error_stats().write_stats(file)
 
     def export(self, results):
         """Writes the folder ``pretrained``, which SpeechBrain's `EncoderDecoderASR` loads.

@@ -7,6 +7,7 @@ from speechbrain_summarymixing.files import write_atomically
 
 LABELS = {
     "WER": "WER (greedy), %",
+    "CER": "CER (greedy), %",
     "perplexity": "perplexity",
     "TER": "tokens missed after the right ones, %",
     "error": "error rate, %",

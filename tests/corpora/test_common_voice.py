@@ -59,7 +59,7 @@ def test_manifest(corpus):
 
 
 def test_what_is_dropped_and_left_out_is_told(corpus, caplog):
-    with caplog.at_level(logging.INFO, common_voice.logger.name):
+    with caplog.at_level(logging.INFO, text.logger.name):
         path = prepare(corpus)["train"]
     assert "1 of 4 utterances are left out: no word in them:" in caplog.text
     assert "common_voice_nl_2: '…?!'" in caplog.text

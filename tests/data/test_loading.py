@@ -37,6 +37,8 @@ def test_tokenizer_has_its_special_tokens_and_is_trained_once(tmp_path):
 def test_fewer_characters_than_tokens_asked_for_are_an_error(tmp_path):
     with pytest.raises(UserError, match="have 7 tokens of type char: give --vocab_size 7"):
         train_tokenizer(["ABC", "CAB A"], tmp_path / "t.model", vocab_size=30, token_type="char")
+    with pytest.raises(UserError, match="vocab_size is 6, .* 7 tokens of type char: give --vocab_"):
+        train_tokenizer(["ABC", "CAB A"], tmp_path / "t.model", vocab_size=6, token_type="char")
     assert not list(tmp_path.iterdir())
     tokenizer = train_tokenizer(["ABC", "CAB A"], tmp_path / "t", vocab_size=7, token_type="char")
     assert tokenizer.get_piece_size() == 7

@@ -112,6 +112,7 @@ def test_test_only_gives_the_same_again(trained, command, capsys):
         ({"grad_accumulation_factor": 0}, "--grad_accumulation_factor is 0, but must be 1 or more"),
         ({"eval_precision": "fp16"}, "--eval_precision is fp16, which .* --eval_precision bf16"),
         ({"token_type": "words"}, "token_type is 'words', but must be one of bpe, unigram, char"),
+        ({"error_unit": "letter"}, "error_unit is 'letter', but must be word or character"),
     ],
 )
 def test_values_that_no_run_can_have(train, options, message):

@@ -6,12 +6,13 @@ import re
 import tempfile
 from pathlib import Path
 
+import layouts
 import pytest
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.ASR import EncoderDecoderASR
-from tiny import task_of
+from tiny import FILES, WORDS, task_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing.analysis.diagnostic_attention import DiagnosticAttention
@@ -30,10 +31,17 @@ MINI = sorted(ROOT.glob("hparams/*.yaml"))
 AN4 = sorted(ROOT.glob("recipes/AN4/ASR/hparams/*.yaml"))
 PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
 PAPER_SIZE += sorted(ROOT.glob("recipes/*/ASR/transducer/hparams/*.yaml"))
+OTHERS = {  # of the paper's corpora, with the folder that is given and its tokens
+    "AISHELL-1": (layouts.aishell, "data_aishell", 25),
+    "TEDLIUM2": (layouts.tedlium, "TEDLIUM_release2", 23),
+    "VoxPopuli": (layouts.voxpopuli, "transcribed_data/en", 23),
+}
+PAPER_SIZE += [ROOT / f"recipes/{name}/ASR/hparams/sumformer.yaml" for name in OTHERS]
 RECIPES = sorted(ROOT.glob("recipes/*/ASR/**/hparams/*.yaml"))
 CLASSIFICATION = sorted(ROOT.glob("recipes/Google-speech-commands/hparams/*.yaml"))
 UNDERSTANDING = sorted(ROOT.glob("recipes/*/direct/hparams/*.yaml"))
 DIAGNOSTICS = ROOT / "docs/mixers/diagnostics.yaml"
+LETTERS = {"vocab_size": 4 + len(set("".join(WORDS)))}  # of systems whose tokens are characters
 CTC = {"num_decoder_layers": 0}  # of systems that have no decoder
 LIBRISPEECH = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams"
 TRANSDUCERS = ROOT / "recipes/LibriSpeech/ASR/transducer/hparams"
@@ -149,7 +157,8 @@ def test_the_size_option_changes_the_encoders_size(yaml):
 @pytest.mark.parametrize("yaml", once_fast(RECIPES))
 def test_a_step_and_a_decode_at_reduced_width(yaml, command, tmp_path):
     own = {"contextnet": {"front_end_channels": "[]"}, "sumformer_streaming": CTC}
-    arguments = command(tmp_path, yaml=yaml, **own.get(yaml.stem, {}))
+    options = LETTERS if "AISHELL-1" in yaml.parts else own.get(yaml.stem, {})
+    arguments = command(tmp_path, yaml=yaml, **options)
     brain, batch = after_a_step_and_a_decode(task_of(yaml), arguments)
     assert list(brain.measured) == batch.id
 
@@ -193,6 +202,26 @@ def after_a_step_and_a_decode(task, arguments):
     brain.modules.eval()
     brain.evaluate_batch(batch, sb.Stage.TEST)
     return brain, batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_corpus_in_its_layout_is_trained_tested_and_exported(name, command, tmp_path):
+    layout, folder, tokens = OTHERS[name]
+    options = {
+        "data_folder": layout(tmp_path / folder), "token_type": "char", "vocab_size": tokens,
+        "train_csv": "null", "valid_csv": "null", "test_csv": "null",
+        "number_of_epochs": 1, "optimizer_step_limit": 2,
+    }  # fmt: skip
+    yaml = f"recipes/{name}/ASR/hparams/sumformer.yaml"
+    experiment.run(command(tmp_path / "out", yaml=yaml, **options), task_of(yaml))
+    results = json.loads((tmp_path / "out/results.json").read_text())["test"]["test"]
+    metric = "CER" if name == "AISHELL-1" else "WER"
+    assert results[metric] > 0 and f"{metric}_by_seconds" in results
+    assert (tmp_path / f"out/{metric.lower()}_test.txt").is_file()
+    assert f"| {metric} on test |" in (tmp_path / "out/pretrained/README.md").read_text()
+    loaded = EncoderDecoderASR.from_hparams(source=str(tmp_path / "out/pretrained"))
+    assert isinstance(loaded.transcribe_file(FILES[0]), str)
 
 
 @pytest.mark.slow
