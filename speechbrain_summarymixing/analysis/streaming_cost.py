@@ -81,7 +81,7 @@ class StreamedSystem:
     name : str
         In tables.
     model : EncoderASR, EncoderDecoderASR or SimpleNamespace
-        With ``hparams``, ``tokenizer`` and ``device``, as for `StreamingModel`.
+        With ``hparams``, ``mods``, ``tokenizer`` and ``device``, as for `StreamingModel`.
     chunk_ms : int
     left_ms : int or None
         As for `StreamingModel`.
@@ -186,8 +186,9 @@ def _model(hparams, device):
     normalize, bands = hparams["normalize"], hparams["n_mels"]
     normalize.glob_mean = torch.zeros(bands, device=device)
     normalize.glob_std = torch.ones(bands, device=device)
+    mods = SimpleNamespace(decoder=hparams.get("greedy_search"))  # of a transducer
     hparams = SimpleNamespace(**{**hparams, "chunk_frames": True})  # else it would warn of words
-    return SimpleNamespace(hparams=hparams, tokenizer=None, device=device)
+    return SimpleNamespace(hparams=hparams, mods=mods, tokenizer=None, device=device)
 
 
 def streaming_cost(systems, *, seconds=SECONDS, repetitions=100, budget=120.0):

@@ -50,9 +50,9 @@ class ASR(SpeechTask):
                 f"--ctc_weight is {hparams['ctc_weight']}, but must be above 0 and up to 1: "
                 "recognition is validated by the CTC head"
             )
+        cls._check_decoder(hparams)
         if (unit := hparams["error_unit"]) not in METRICS:
             raise UserError(f"--error_unit is {unit!r}, but must be {' or '.join(METRICS)}")
-        cls._check_decoder(hparams)
         chunks.check_chunks(hparams)
         language_model, encoder = hparams["lm_folder"], hparams["encoder_folder"]
         if language_model is not None:  # now, not after days of training

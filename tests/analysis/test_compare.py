@@ -158,7 +158,7 @@ def test_another_content_is_one_that_a_comment_does_not_make(tmp_path):
         (["a b.yaml:d_model=16"], ["'a b' names a folder"]),
         ([SUMFORMER, "--baseline", "other"], ["--baseline is other", "one of sumformer"]),
         ([SUMFORMER, "--jobs", "0"], ["--jobs is 0", "1 or more"]),
-        ([SUMFORMER, "--corpora", "nowhere"], ["nowhere", "one of an4, barista"]),
+        ([SUMFORMER, "--corpora", "nowhere"], ["nowhere", "one of aishell, an4"]),
         ([f"a={SUMFORMER}:d_model=16,kernel_size=4"], ["cannot be built", "kernel_size is 4"]),
         ([f"a={CONFORMER}:encoder_d_ffn=x"], ["encoder_d_ffn is 'x'", "above 0"]),
         (["no/such.yaml"], ["no/such.yaml", "cannot read"]),
