@@ -113,6 +113,8 @@ def test_two_steps_of_training_give_what_compare_reads(corpus, system, tmp_path,
     )[0]
     options = {**settings, "seed": 1, "output_folder": run.folder(tmp_path)}
     listed = [f"--{key}={value}" for key, value in options.items()]
+    experiment.run([run.file, "--device=cpu", "--check=True", *listed], transfer.Transfer)
+    assert not run.folder(tmp_path).exists()  # it was a rehearsal
     experiment.run([run.file, "--noprogressbar", "--device=cpu", *listed], transfer.Transfer)
     row = row_of(run, tmp_path)
     assert row["steps"] == 2 and 0 <= row["test_error"] <= 100

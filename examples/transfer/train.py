@@ -19,6 +19,7 @@ import random
 import sys
 from dataclasses import dataclass
 
+import numpy
 import speechbrain as sb
 import torch
 from torch import nn
@@ -114,6 +115,10 @@ class Lines(Dataset):
         """The number of lines."""
         return len(self.rows)
 
+    def lengths(self):
+        """Characters of each line, an array (N,)."""
+        return numpy.array([len(row.wrd) for row in self.rows])
+
     def __getitem__(self, index):
         """A line's ID, all its codes but the last, and at each place the next, if learnt."""
         row = self.rows[index]
@@ -153,10 +158,9 @@ class Transfer(ExperimentBrain):
         hparams = self.hparams
         if hparams.batch_lines < 1:
             raise UserError(f"--batch_lines is {hparams.batch_lines}, but must be 1 or more")
-        rows = train["train"]
-        lengths = torch.tensor([len(row.wrd) for row in rows]).numpy()
-        batches = LengthBuckets(lengths, hparams.batch_lines, seed=hparams.seed)
-        return Lines(rows), {"batch_sampler": batches, **loading.worker_options(**self.workers())}
+        dataset = Lines(train["train"])
+        batches = LengthBuckets(dataset.lengths(), hparams.batch_lines, seed=hparams.seed)
+        return dataset, {"batch_sampler": batches, **loading.worker_options(**self.workers())}
 
     def eval_loading(self, part, sets):
         """Returns the lines of some sets, the shortest first, and options of their loader."""

@@ -311,7 +311,7 @@ def _place(layer):
     """The `Place` of self-attention in a layer, None if it has none that is known."""
     names = [f"{c.__module__.partition('.')[0]}.{c.__qualname__}" for c in type(layer).__mro__]
     known = next((LAYERS[name] for name in names if name in LAYERS), None)
-    if known or names[0].startswith(("speechbrain.", "transformers.")):
+    if known or any(name.startswith(("speechbrain.", "transformers.")) for name in names):
         return known
     kinds = (nn.MultiheadAttention, TorchSelfAttention)
     held = [name for name, part in layer.named_children() if isinstance(part, kinds)]

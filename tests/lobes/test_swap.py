@@ -169,6 +169,17 @@ def test_the_decoder_of_speechbrain_keeps_its_attention(encoder_module):
     assert encoded.shape == (2, 9, D) and decoded.shape == (2, 4, D)
 
 
+def test_the_decoder_of_this_project_keeps_its_attention():
+    model = SummaryMixingASR(
+        30, D, token_mixer=make_mixer, encoder_module="transformer", d_model=D, nhead=2,
+        num_encoder_layers=LAYERS, num_decoder_layers=1, d_ffn=24,
+    )  # fmt: skip
+    kept = list(model.decoder.modules())
+    assert any(isinstance(module, nn.MultiheadAttention) for module in kept)
+    assert swap_self_attention(model, make_mixer) == LAYERS
+    assert all(a is b for a, b in zip(kept, model.decoder.modules(), strict=True))
+
+
 @torch.no_grad()
 def test_the_output_is_that_of_a_model_built_around_the_mixer():
     options = dict(d_model=D, nhead=2, num_encoder_layers=LAYERS, num_decoder_layers=0, d_ffn=24)
