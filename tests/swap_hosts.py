@@ -29,24 +29,67 @@ def torch_encoder(batch_first, **options):
     return nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=batch_first)
 
 
-def hugging_face(name, **options):
-    transformers = pytest.importorskip("transformers", reason="swaps layers of transformers")
-    wav2vec = {
-        "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-        "intermediate_size": 24, "conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 6),
-        "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "layerdrop": 0.0,
-        "num_conv_pos_embedding_groups": 2,
-    }  # fmt: skip
-    whisper = {
+WAV2VEC = {
+    "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+    "intermediate_size": 24, "conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 6),
+    "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "layerdrop": 0.0,
+    "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+BERT = {
+    "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+    "intermediate_size": 24, "vocab_size": 30, "max_position_embeddings": 40,
+}  # fmt: skip
+CONFIGS = {
+    "Wav2Vec2": WAV2VEC,
+    "Hubert": WAV2VEC,
+    "Whisper": {
         "d_model": D, "encoder_layers": LAYERS, "decoder_layers": 1, "encoder_attention_heads": 2,
         "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
         "num_mel_bins": 8, "max_source_positions": 20, "vocab_size": 30, "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-    }  # fmt: skip
-    config = getattr(transformers, f"{name}Config")(
-        **{**(whisper if name == "Whisper" else wav2vec), **options}
-    )
-    return getattr(transformers, f"{name}Model")(config)
+    },
+    "ViT": {
+        "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+        "intermediate_size": 24, "image_size": 12, "patch_size": 4,
+    },
+    "Bert": BERT,
+    "Roberta": BERT,
+    "GPT2": {
+        "n_embd": D, "n_layer": LAYERS, "n_head": 2, "n_inner": 24, "vocab_size": 30,
+        "n_positions": 40, "bos_token_id": 1, "eos_token_id": 2,
+    },
+}  # fmt: skip
+
+
+def hugging_face(name, model="Model", **options):
+    transformers = pytest.importorskip("transformers", reason="swaps layers of transformers")
+    config = getattr(transformers, f"{name}Config")(**{**CONFIGS[name], **options})
+    return getattr(transformers, f"{name}{model}")(config)
+
+
+class Block(nn.Module):
+    """A block as those of torchvision's ViT, which has no layer of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.self_attention = nn.MultiheadAttention(D, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(D, 24), nn.GELU(), nn.Linear(24, D))
+
+    def forward(self, x, **masks):
+        y = self.ln_1(x)
+        x = x + self.self_attention(y, y, y, need_weights=False, **masks)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+def blocks():
+    return nn.ModuleList(Block() for _ in range(LAYERS))
+
+
+def run_blocks(model, x, lengths):
+    for block in model:
+        x = block(x, key_padding_mask=padding(x, lengths))
+    return x
 
 
 def run_speechbrain(model, x, lengths):
@@ -62,6 +105,11 @@ def run_torch(model, x, lengths):
 def run_hugging_face(model, x, lengths):
     mask = padding(x, lengths).logical_not()  # the encoder overwrites its input
     return model.encoder(x.clone(), attention_mask=mask).last_hidden_state
+
+
+def run_text(model, x, lengths):
+    mask = padding(x, lengths).logical_not()
+    return model(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
 
 
 def padding(x, lengths):
@@ -85,6 +133,10 @@ HOSTS = {
     "wav2vec2, stable": (partial(hugging_face, "Wav2Vec2", **STABLE), run_hugging_face),
     "hubert": (partial(hugging_face, "Hubert"), run_hugging_face),
     "hubert, stable": (partial(hugging_face, "Hubert", **STABLE), run_hugging_face),
+    "bert": (partial(hugging_face, "Bert"), run_text),
+    "roberta": (partial(hugging_face, "Roberta"), run_text),
+    "gpt2": (partial(hugging_face, "GPT2"), run_text),
+    "torch's attention in other blocks": (blocks, run_blocks),
 }  # fmt: skip
 
 

@@ -60,7 +60,8 @@ def compare(
     match_parameters : bool
         As in `plan_runs`.
     train : str or None
-        A ``train.py`` of your own; None trains by each system's key ``task``.
+        A ``train.py`` of your own, which knows what the corpora are; None trains by each system's
+        key ``task``.
     device : str or None
         Of the runs; None takes a GPU where there is one.
     jobs : int
@@ -93,7 +94,7 @@ def compare(
         raise UserError(f"--train {train}: no such file: give a train.py")
     runs = plan_runs(
         systems,
-        [parse_corpus(text) for text in corpora],
+        [parse_corpus(text, own=train is not None) for text in corpora],
         list(seeds),
         settings=settings_of(settings),
         baseline=baseline,

@@ -100,12 +100,14 @@ def parse_system(text):
     return _named(named[1] if named else Path(file).stem, file, settings, text)
 
 
-def parse_corpus(text):
+def parse_corpus(text, *, own=False):
     """Reads ``NAME`` or ``NAME:key=value,key=value``; a NAME that nothing says more of is a corpus.
 
     Arguments
     ---------
     text : str
+    own : bool
+        Whether the corpora are those of a ``train.py`` of its own, of any name.
 
     Returns
     -------
@@ -121,7 +123,7 @@ def parse_corpus(text):
     corpus = _named(name, None, settings, text)
     if not settings.keys() & set(PARTS_CSV):
         corpus.settings = {"corpus": name, **settings}
-        if (given := corpus.settings["corpus"]) not in declared():
+        if (given := corpus.settings["corpus"]) not in declared() and not own:
             raise UserError(
                 f"--corpora {text}: the corpus is {given}, but must be one of "
                 f"{', '.join(declared())}: for another give "

@@ -4,7 +4,7 @@ import tempfile
 
 from speechbrain_summarymixing.analysis.systems import System, parse_settings
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.training.config import load_hyperparams
+from speechbrain_summarymixing.training.config import load_hyperparams, options_of
 
 MATCH_WITHIN = 0.005  # of the number of parameters
 TRIAL_WIDTHS = (64, 128)
@@ -68,7 +68,12 @@ def match(system, settings, parameters):
 
 
 def encoder_parameters(file, settings):
-    """Returns the number of parameters of the encoder of a file with settings (YAML text)."""
+    """Returns the number of parameters of the encoder of a file with settings (YAML text).
+
+    That is the module ``encoder`` of its, where it has one, or else its ``transformer``'s.
+    """
+    if "encoder" in options_of(file):
+        return sum(p.numel() for p in hyperparams(file, settings)["encoder"].parameters())
     return System(file, settings=[f"{key}={value}" for key, value in settings.items()]).parameters
 
 

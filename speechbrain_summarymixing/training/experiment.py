@@ -67,10 +67,10 @@ def run(argv, task):
     with errors_reported(), ExitStack() as until_the_end:
         hparams, run_opts = start(argv, until_the_end, task)
         until_the_end.enter_context(_loss_of_folder_told(hparams["output_folder"]))
-        if hparams["shards"] is not None and not task.reads_shards:
+        if hparams.get("shards") is not None and not task.reads_shards:
             raise UserError("--shards is for recognisers: give --train_csv or a --corpus")
         training, check = not run_opts["test_only"], hparams["check"]
-        train, valid, tests = manifests(hparams, training=training)
+        train, valid, tests = task.sets(hparams, training=training)
         targets = task.prepare(hparams, train, {**valid, **tests})
         if training:
             check_utterances(hparams["output_folder"], train, valid, begun=has_begun(hparams))

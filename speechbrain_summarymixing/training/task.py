@@ -2,6 +2,7 @@
 
 import speechbrain as sb
 
+from speechbrain_summarymixing.data.sets import manifests
 from speechbrain_summarymixing.processes import number_of_processes
 
 
@@ -18,6 +19,16 @@ class Task(sb.Brain):
     shard_reader = None  # a `shards.ShardReader`, where training is on shards
     augmentation = None  # an `augment.DrawnByUtterance` of the training set
     measured = {}  # of an utterance's ID, what the stage has measured of it; at its end, of all
+
+    @classmethod
+    def sets(cls, hparams, *, training=True):
+        """Returns training, validation and test sets: of a set's name its list of utterances.
+
+        Those of the corpus or the CSV files that the hyperparameters name; a task that is not on
+        speech has its own, whose utterances have an ``ID``, ``wrd`` and ``duration``. Without
+        ``training`` there need be no training sets.
+        """
+        return manifests(hparams, training=training)
 
     @classmethod
     def prepare(cls, hparams, train, others):

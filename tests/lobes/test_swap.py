@@ -30,7 +30,7 @@ from speechbrain_summarymixing.lobes.swap import (
     HuggingFaceSelfAttention,
     swap_self_attention,
 )
-from speechbrain_summarymixing.nnet.fastformer import Fastformer
+from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 every_host = pytest.mark.parametrize("build, run", HOSTS.values(), ids=HOSTS)
@@ -76,12 +76,12 @@ def test_state_dict_loads_into_another_swapped_model_and_a_copy_is_equal(build, 
 @torch.no_grad()
 def test_mixers_follow_the_type_and_mode_and_replace_mixers(build, run):
     model = build().double().eval()
-    assert swap_self_attention(model, partial(Fastformer, D, nhead=2)) == LAYERS
+    assert swap_self_attention(model, partial(SelectiveSummaryMixing, D)) == LAYERS
     x, lengths = torch.randn(2, 9, D, dtype=torch.double), torch.tensor([9, 5])
     before = run(model, x, lengths)
     assert swap_self_attention(model, make_mixer) == LAYERS
     assert len(mixers(model)) == LAYERS
-    assert not any(isinstance(module, Fastformer) for module in model.modules())
+    assert not any(isinstance(module, SelectiveSummaryMixing) for module in model.modules())
     assert not any(mixer.training for mixer in mixers(model))
     after = run(model, x, lengths)
     assert after.dtype == torch.double and not torch.equal(before, after)
@@ -167,6 +167,17 @@ def test_the_decoder_of_speechbrain_keeps_its_attention(encoder_module):
     assert all(a is b for a, b in zip(kept, model.decoder.modules(), strict=True))
     encoded, decoded = model(torch.randn(2, 9, D), torch.randint(1, 30, (2, 4)), torch.ones(2))
     assert encoded.shape == (2, 9, D) and decoded.shape == (2, 4, D)
+
+
+def test_the_decoder_of_this_project_keeps_its_attention():
+    model = SummaryMixingASR(
+        30, D, token_mixer=make_mixer, encoder_module="transformer", d_model=D, nhead=2,
+        num_encoder_layers=LAYERS, num_decoder_layers=1, d_ffn=24,
+    )  # fmt: skip
+    kept = list(model.decoder.modules())
+    assert any(isinstance(module, nn.MultiheadAttention) for module in kept)
+    assert swap_self_attention(model, make_mixer) == LAYERS
+    assert all(a is b for a, b in zip(kept, model.decoder.modules(), strict=True))
 
 
 @torch.no_grad()

@@ -4,13 +4,15 @@ from functools import partial
 
 import pytest
 import torch
-from swap_hosts import D, make_mixer, mixers, padding, swapped, torch_encoder
+from swap_hosts import Block, D, make_mixer, mixers, padding, swapped, torch_encoder
 from torch import nn
 
+from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.lobes.swap import (
     TorchSelfAttention,
     swap_self_attention,
 )
+from speechbrain_summarymixing.nnet.summaries import CAUSAL
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 
@@ -19,7 +21,7 @@ from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 @torch.no_grad()
 def test_torch_masks_mean_what_they_mean_to_the_mixer(batch_first, as_bool):
     torch.manual_seed(0)
-    attention = TorchSelfAttention(make_mixer().eval(), batch_first=batch_first)
+    attention = TorchSelfAttention(make_mixer().eval(), embed_dim=D, batch_first=batch_first)
     x, lengths = torch.randn(3, 9, D), torch.tensor([9, 4, 7])
     causal, pad = torch.ones(9, 9).triu(1).bool(), padding(x, lengths)
     expected, _ = attention.mixer(x, attn_mask=causal, key_padding_mask=pad)
@@ -112,6 +114,55 @@ def test_a_whole_torch_transformer_keeps_its_decoder():
 
 
 def test_torch_refuses_another_key():
-    attention, x = TorchSelfAttention(make_mixer(), batch_first=True), torch.randn(2, 9, D)
+    attention = TorchSelfAttention(make_mixer(), embed_dim=D, batch_first=True)
+    x = torch.randn(2, 9, D)
     with pytest.raises(ValueError, match="another tensor than query"):
         attention(x, x.clone(), x)
+
+
+@torch.no_grad()
+def test_the_causal_hint_gives_a_window_to_mixers_that_take_it():
+    seen = []
+
+    class Spy(NoMixing):
+        def forward(self, query, key, value, attn_mask=None, **_):
+            seen.append(attn_mask)
+            return super().forward(query)
+
+    class Without(Spy):
+        supports_window = False
+
+    x, mask = torch.randn(2, 9, D), nn.Transformer.generate_square_subsequent_mask(9)
+    for mixer in (Spy(), Without()):
+        attention = TorchSelfAttention(mixer, embed_dim=D, batch_first=True)
+        for hint in (True, False):
+            output, _ = attention(x, x, x, attn_mask=mask, is_causal=hint)
+            assert torch.equal(output, torch.zeros(2, 9, D))
+    assert seen[0] == CAUSAL and all(other is mask for other in seen[1:])
+
+
+def test_modules_with_one_attention_of_torch_are_swapped_and_those_with_two_are_not():
+    class Cross(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(D, 2, batch_first=True, **options)
+
+        def forward(self, x, encoded):
+            return self.attention(x, encoded, encoded)[0]
+
+    class Both(Cross):
+        def __init__(self):
+            super().__init__()
+            self.own = nn.MultiheadAttention(D, 2, batch_first=True)
+
+    model = nn.ModuleList([Block(), Both(), Cross(kdim=8, vdim=8), Cross()])
+    assert swap_self_attention(model, make_mixer) == 2  # nothing tells the last from a block
+    assert len(mixers(model[0])) == len(mixers(model[3])) == 1
+    assert mixers(model[1]) == mixers(model[2]) == []
+    x = torch.randn(2, 9, D)
+    assert model[3](x, x).shape == x.shape
+    with pytest.raises(ValueError, match="keep attention in this layer, and swap the other parts"):
+        model[3](x, torch.randn(2, 4, D))
+    with pytest.raises(ValueError, match="MultiheadAttention holds no encoder layer"):
+        swap_self_attention(nn.MultiheadAttention(D, 2), make_mixer)
+    assert not any(name.endswith("in_proj_weight") for name in model[0].state_dict())
