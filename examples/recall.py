@@ -148,7 +148,7 @@ def accuracy(model, task):
 def main():
     """Trains every mixer on both tasks and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keys", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--keys", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()

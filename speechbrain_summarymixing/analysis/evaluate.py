@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from rapidfuzz.distance import Levenshtein
+from speechbrain.dataio.dataio import split_word
 from speechbrain.utils.metric_stats import ErrorRateStats
 from tqdm import tqdm
 
@@ -96,7 +98,8 @@ def evaluate(
         print(f"error: {listed(title, rows)}", file=sys.stderr)
     if not fit:
         raise UserError(f"{manifest}: no utterance can be measured: mend what is named above")
-    measured = [_measure(fit, found, language) for found, _ in said]
+    keys, words = [u.ID for u in fit], [_words(fit, found, language) for found, _ in said]
+    measured = [_measure(keys, *sides) for sides in words]
     results = []
     for source, (found, took), (_, scores) in zip((model, against), said, measured):
         audio = sum(one.seconds for one in found.values() if one.error is None)
@@ -106,8 +109,10 @@ def evaluate(
     if against is not None:
         result |= {"against": results[1], "difference": _difference(*(s for s, _ in measured))}
     if alignments is not None:
+        stats, (reference, recognised) = ErrorRateStats(), words[0]
+        stats.append(keys, recognised, reference)
         with open(alignments, "w", encoding="utf-8") as file:
-            measured[0][0]["WER"].write_stats(file)
+            stats.write_stats(file)
     print(json.dumps(result, ensure_ascii=False) if as_json else _in_words(result))
     return len(unfit)
 
@@ -193,29 +198,38 @@ def _streamed(model, utterances):
             yield Transcript(u.wav, len(samples) / model.sample_rate, text=stream.text)
 
 
-def _measure(utterances, found, language):
-    """SpeechBrain's statistics of words and characters, and what they tell."""
+def _words(utterances, found, language):
+    """Words that were said, and those that were recognised, of each utterance."""
     texts = [u.wrd for u in utterances], [found[u.ID].text for u in utterances]
     if language is not None:
         texts = [[normalize_text(text, language)[0] for text in side] for side in texts]
-    reference, said = ([text.split() for text in side] for side in texts)
-    keys = [u.ID for u in utterances]
-    stats = {"WER": ErrorRateStats(), "CER": ErrorRateStats(split_tokens=True)}
+    return [[text.split() for text in side] for side in texts]
+
+
+def _edits(keys, reference, said):
+    """Counts as ``ErrorRateStats.scores`` has them, but without a table of length times length."""
+    return [
+        {"key": key, "num_edits": Levenshtein.distance(right, own), "num_ref_tokens": len(right)}
+        for key, right, own in zip(keys, reference, said)
+    ]
+
+
+def _measure(keys, reference, said):
+    """Edits of each utterance by measure, and what they tell."""
     scores = {"utterances": len(keys), "words": sum(map(len, reference))}
-    for name, one in stats.items():
-        one.append(keys, said, reference)
-        scores[name] = round(word_error_rate(one.scores), 4)
-        scores[f"{name}_95"] = [round(x, 4) for x in word_error_interval(one.scores)]
-    return stats, scores
+    characters = split_word(reference), split_word(said)
+    edits = {"WER": _edits(keys, reference, said), "CER": _edits(keys, *characters)}
+    for name, counts in edits.items():
+        scores[name] = round(word_error_rate(counts), 4)
+        scores[f"{name}_95"] = [round(x, 4) for x in word_error_interval(counts)]
+    return edits, scores
 
 
 def _difference(*systems):
     """Of each measure the first system's less the second's, in points, and its interval."""
     found = {}
     for name in systems[0]:
-        counts = [
-            [[[score[key] for score in stats[name].scores]] for key in COUNTS] for stats in systems
-        ]
+        counts = [[[[score[key] for score in edits[name]]] for key in COUNTS] for edits in systems]
         value, interval = paired_difference(*counts)
         found[name] = round(value, 4)
         found[f"{name}_95"] = [round(x, 4) for x in interval]

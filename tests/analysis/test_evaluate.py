@@ -2,12 +2,17 @@
 
 import json
 import shutil
+import tracemalloc
 
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis.strategies import lists, sampled_from
+from speechbrain.utils.metric_stats import ErrorRateStats
 from tiny import EXAMPLE, FILES, SAID, write_csv
 
 from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.analysis.evaluate import _measure
 
 
 def evaluate(capsys, *arguments):
@@ -114,3 +119,30 @@ def test_two_models_have_a_difference_and_a_stream_its_chunks(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["words"] == found["words"]
     assert cli.main([*command, "--stream", "--beam-size=3"]) == 1
     assert "--beam-size is 3, but --decoder greedy has no beam" in capsys.readouterr().err
+
+
+WORDS = sampled_from(["A", "AB", "B", "ÄÖ"])
+
+
+@given(
+    lists(lists(WORDS, min_size=1, max_size=9), min_size=3, max_size=3),
+    lists(lists(WORDS, max_size=9), min_size=3, max_size=3),
+)
+def test_edits_are_those_of_speechbrain(reference, said):
+    edits, scores = _measure("abc", reference, said)
+    for name, split in (("WER", False), ("CER", True)):
+        stats = ErrorRateStats(split_tokens=split)
+        stats.append("abc", said, reference)
+        expected = [{key: row[key] for key in edits[name][0]} for row in stats.scores]
+        assert edits[name] == expected
+    assert scores["words"] == sum(map(len, reference))
+
+
+def test_an_hour_in_one_utterance_needs_no_table_of_all_words_by_all_words():
+    words = [f"{number}" for number in range(9000)]
+    tracemalloc.start()
+    _, scores = _measure(["hour"], [words], [words[:4000] + words[4001:]])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores["WER"] == pytest.approx(100 / 9000, abs=1e-4)
+    assert peak < 100 * 8 * len(words)  # of Python's own; a table has 8 * 9000 * 9000 bytes
