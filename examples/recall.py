@@ -1,7 +1,7 @@
 """What a mean can and cannot compute: two tasks on which attention and means are trained.
 
     python examples/recall.py            # about 10 minutes on a laptop's core
-    python examples/recall.py --keys 4 16 --seeds 1 --steps 500
+    python examples/recall.py --keys 4 16 --seeds 1 --steps 600
 
 recall   An utterance says a bit for each of N keys, then asks for all of them in another order. A
          mean that is the same for every frame holds N bits or fails; attention looks them up.
