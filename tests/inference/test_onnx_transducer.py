@@ -58,6 +58,7 @@ def test_sherpa_onnx_says_the_tokens_of_a_transducer(tmp_path):
     hparams = model.hparams
     hparams.head = head(partial(StatelessPredictor, width=16))
     hparams.greedy_search = TransducerGreedy(hparams.head, max_symbols=1)  # as sherpa-onnx
+    model.mods.decoder = hparams.greedy_search
     hparams.transformer = SummaryMixingASR(
         80,
         320,
