@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 import torchaudio
+from torch import nn
 
 from speechbrain_summarymixing.errors import UserError
 
@@ -126,11 +127,13 @@ class Silero:
     @torch.no_grad()
     def __call__(self, samples):
         """Returns the probability of speech of each frame that a block completes, as `Loudness`."""
-        if self.sample_rate != SILERO_RATE:
-            samples = torchaudio.functional.resample(samples, self.sample_rate, SILERO_RATE)
-        samples, size = torch.cat([self._rest, samples]), round(FRAME_SECONDS * SILERO_RATE)
+        samples, size = torch.cat([self._rest, samples]), round(FRAME_SECONDS * self.sample_rate)
         count = samples.numel() // size
         frames, self._rest = samples[: count * size].view(count, size), samples[count * size :]
+        if self.sample_rate != SILERO_RATE and count:  # frame by frame, so that none drifts
+            wanted = round(FRAME_SECONDS * SILERO_RATE)
+            frames = torchaudio.functional.resample(frames, self.sample_rate, SILERO_RATE)
+            frames = nn.functional.pad(frames, (0, wanted - frames.size(1)))
         return [float(self.network(frame.unsqueeze(0), SILERO_RATE)) for frame in frames]
 
 

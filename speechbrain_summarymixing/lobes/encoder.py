@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from speechbrain.nnet.attention import RelPosEncXL
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from speechbrain_summarymixing.lobes.convolution import ConvolutionStream
 from speechbrain_summarymixing.lobes.mixers import has_positions, takes_relative_positions
+from speechbrain_summarymixing.lobes.positions import RelativePositions
 from speechbrain_summarymixing.nnet.streaming import Stream
 from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window, window_of_mask
 
@@ -90,7 +90,7 @@ class InjectedMixers:
             self.layer_class(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
         )
         relative = any(map(takes_relative_positions, self.mixers()))
-        self.relative_positions = RelPosEncXL(d_model) if relative else None
+        self.relative_positions = RelativePositions(d_model) if relative else None
 
     def mixers(self):
         """Returns the token mixer of each layer."""

@@ -1,6 +1,7 @@
 """Sine positions without a length limit."""
 
 import torch
+from speechbrain.nnet.attention import RelPosEncXL
 
 from speechbrain_summarymixing.nnet.sines import sines
 
@@ -46,8 +47,7 @@ class SinePositions(torch.nn.Module):
         torch.Tensor
             (1, T, D), or (B, T, D).
         """
-        exact = torch.float32 if x.device.type == "mps" else torch.float64  # which has no float64
-        frame = torch.arange(x.size(1), device=x.device, dtype=exact)
+        frame = torch.arange(x.size(1), device=x.device, dtype=_exact(x.device))
         if torch.is_tensor(start):
             start = start.unsqueeze(1)
         return sines((frame + start).view(-1, x.size(1)), self.d_model).to(x.dtype)
@@ -65,3 +65,26 @@ class AddSinePositions(SinePositions):
     def forward(self, x, start=0):
         """Returns ``x`` (B, T, D) plus its positions; ``start`` as in `SinePositions`."""
         return x + super().forward(x, start)
+
+
+class RelativePositions(RelPosEncXL):
+    """SpeechBrain's relative positions, made so that `torch.export` follows them for any length.
+
+    As SpeechBrain's have them, those of a frame to the left and one as far to the right are the
+    same (speechbrain#3070).
+
+    Example
+    -------
+    >>> RelativePositions(8)(torch.zeros(2, 30, 8)).shape
+    torch.Size([1, 59, 8])
+    """
+
+    def make_pe(self, seq_len):
+        """Returns the positions (1, 2 T - 1, D) of the distances T - 1 to 1 - T, T ``seq_len``."""
+        device = self.inv_freq.device
+        distance = torch.arange(1 - seq_len, seq_len, device=device, dtype=_exact(device))
+        return sines(distance.abs(), self.emb_dim).to(self.emb_dtype).unsqueeze(0)
+
+
+def _exact(device):
+    return torch.float32 if device.type == "mps" else torch.float64  # which has no float64

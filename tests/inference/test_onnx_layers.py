@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from speechbrain.nnet.attention import MultiheadAttention
+from speechbrain.nnet.attention import MultiheadAttention, RelPosMHAXL
 from torch import nn
 
 from speechbrain_summarymixing.inference import onnx
@@ -24,7 +24,8 @@ SYSTEMS = {
     "published": (partial(SummaryMixing, 16, nhead=2), "conformer", 10 * MINUTE),
     "lite": (partial(SummaryMixing, 16, local_branch=False), "transformer", 10 * MINUTE),
     "decayed": (partial(SummaryMixing, 16, decay=0.995), "branchformer", 10 * MINUTE),
-    "attention": (partial(MultiheadAttention, 2, 16), "branchformer", MINUTE),
+    "regular attention": (partial(MultiheadAttention, 2, 16), "branchformer", MINUTE),
+    "relative attention": (partial(RelPosMHAXL, 16, 2), "branchformer", MINUTE),
 }
 
 
