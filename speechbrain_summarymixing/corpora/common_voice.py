@@ -5,7 +5,7 @@ from pathlib import Path
 
 from speechbrain_summarymixing.corpora import text
 from speechbrain_summarymixing.corpora.corpus import Corpus
-from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
+from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import read_tsv
 
@@ -38,19 +38,19 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
         left of a split.
     """
     folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    settings = text.settings(language)
+    text.settings(language)  # tells of a wrong one, before tables are read
     manifests = {}
     for split in splits:
         table = folder / f"{split}.tsv"
         rows = _rows(table, language)
-
-        def make(split=split, table=table, rows=rows):
-            report = save_folder / f"{split}.dropped.json"
-            rows = text.normalized(rows, language, source=table, report=report)
-            return probe(rows, workers=workers, progress=progress, description=split)
-
-        manifests[split] = remade(
-            save_folder / f"{split}.csv", [table, *(row[1] for row in rows)], make, settings
+        manifests[split] = text.normalized_manifest(
+            rows,
+            split,
+            save_folder,
+            language,
+            source=table,
+            workers=workers,
+            progress=progress,
         )
     return manifests
 

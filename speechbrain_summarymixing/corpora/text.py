@@ -25,7 +25,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from speechbrain_summarymixing.corpora.manifest import listed
+from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import write_atomically
 
@@ -151,6 +151,35 @@ def normalize_text(text, language):
             if kind != " ":
                 dropped[char] += 1
     return " ".join("".join(written).split()), dropped
+
+
+def normalized_manifest(rows, split, save_folder, language, *, source, **options):
+    """Makes a split's manifest, of normalised transcripts, if its source or audio has changed.
+
+    Arguments
+    ---------
+    rows, language
+        As for `normalized`.
+    split : str
+    save_folder : Path
+        Gets the manifest, and what was dropped.
+    source : Path
+        The file with the transcripts.
+    **options
+        As for `manifest.probe`.
+
+    Returns
+    -------
+    Path
+    """
+
+    def make():
+        report = save_folder / f"{split}.dropped.json"
+        words = normalized(rows, language, source=source, report=report)
+        return probe(words, description=split, **options)
+
+    files = [source, *(row[1] for row in rows)]
+    return remade(save_folder / f"{split}.csv", files, make, settings(language))
 
 
 def normalized(rows, language, *, source, report):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from speechbrain_summarymixing.corpora import text
 from speechbrain_summarymixing.corpora.corpus import Corpus
-from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
+from speechbrain_summarymixing.corpora.manifest import listed
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import read_tsv
 
@@ -43,19 +43,19 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
         split.
     """
     folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    settings = text.settings(language)
+    text.settings(language)  # tells of a wrong one, before tables are read
     manifests = {}
     for split in splits:
         table = _table(folder, split)
         rows = _rows(table, folder / split)
-
-        def make(split=split, table=table, rows=rows):
-            report = save_folder / f"{split}.dropped.json"
-            words = text.normalized(rows, language, source=table, report=report)
-            return probe(words, workers=workers, progress=progress, description=split)
-
-        manifests[split] = remade(
-            save_folder / f"{split}.csv", [table, *(row[1] for row in rows)], make, settings
+        manifests[split] = text.normalized_manifest(
+            rows,
+            split,
+            save_folder,
+            language,
+            source=table,
+            workers=workers,
+            progress=progress,
         )
     return manifests
 

@@ -109,7 +109,7 @@ def test_an_interrupted_preparation_goes_on(corpus, monkeypatch):
     dev = prepare(corpus, splits=["dev"])["dev"]
     os.utime(dev, ns=(1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(common_voice, "probe", interrupted)
+        patch.setattr(text, "probe", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(corpus, splits=splits)
     assert not (dev.parent / "train.csv").exists()

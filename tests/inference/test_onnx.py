@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+from sherpa import streamed, tokens_of
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from tiny import EXAMPLE, FILES, ROOT
 from torch import nn
@@ -102,20 +103,6 @@ def test_the_folder_tells_what_it_holds(exported):
     assert small.stat().st_size < 0.35 * whole.stat().st_size
 
 
-def heard(model, samples, chunks):
-    """The text of so many chunks of a stream, in silence too."""
-    streams, tokens = StreamingModel(model, chunk_ms=640), []
-    windows = streams.encoder.windows()
-    windows.accept(samples)
-    state, search = streams.encoder.initial_state(1), streams.search.start(1)
-    with torch.no_grad():
-        for window, frames in list(windows.ready())[:chunks]:
-            encoded, state = streams.encoder.step(window[None], torch.tensor([frames]), state)
-            (found,), search = streams.search.step(encoded, search)
-            tokens += [emission.token for emission in found]
-    return model.tokenizer.decode_ids(tokens)
-
-
 @pytest.mark.slow
 def test_sherpa_onnx_says_the_same_words_offline_and_as_a_stream(exported):
     import sherpa_onnx
@@ -128,6 +115,7 @@ def test_sherpa_onnx_says_the_same_words_offline_and_as_a_stream(exported):
     online = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
         model=str(place / "model.onnx"), tokens=str(place / "tokens.txt")
     )
+    streams = StreamingModel(model, chunk_ms=640)
     for file in FILES:
         samples = read_audio(file, 16000)
         stream = offline.create_stream()
@@ -136,15 +124,10 @@ def test_sherpa_onnx_says_the_same_words_offline_and_as_a_stream(exported):
         (transcript,) = transcribe(model, [file])
         assert stream.result.text.strip() == transcript.text
         samples = torch.cat([samples, torch.zeros(16000)])
-        stream = online.create_stream()
-        stream.accept_waveform(16000, samples.numpy())
-        stream.input_finished()
-        chunks = 0
-        while online.is_ready(stream):
-            online.decode_stream(stream)
-            chunks += 1
+        stream, chunks = streamed(online, samples)
         assert chunks >= len(samples) // 10240 - 1
-        assert online.get_result(stream).strip() == heard(model, samples, chunks)
+        said = model.tokenizer.decode_ids(tokens_of(streams, samples, chunks))
+        assert online.get_result(stream).strip() == said
 
 
 EXAMPLE_SCRIPT = ROOT / "examples" / "onnx_transcribe.py"

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from sherpa import streamed, tokens_of
 from tiny import EXAMPLE, FILES
 
 from speechbrain_summarymixing.audio import read_audio
@@ -97,20 +98,7 @@ def test_sherpa_onnx_says_the_tokens_of_a_transducer(tmp_path):
         assert stream.result.tokens == spelled(said)
 
         samples = torch.cat([samples, torch.zeros(16000)])
-        stream = online.create_stream()
-        stream.accept_waveform(16000, samples.numpy())
-        stream.input_finished()
-        chunks = 0
-        while online.is_ready(stream):
-            online.decode_stream(stream)
-            chunks += 1
-        windows, said = streams.encoder.windows(), []
-        windows.accept(samples)
-        state, search = streams.encoder.initial_state(1), streams.search.start(1)
-        for window, count in list(windows.ready())[:chunks]:
-            with torch.no_grad():
-                encoded, state = streams.encoder.step(window[None], torch.tensor([count]), state)
-            (found,), search = streams.search.step(encoded, search)
-            said += [emission.token for emission in found]
+        stream, chunks = streamed(online, samples)
+        said = tokens_of(streams, samples, chunks)
         assert chunks >= len(samples) // 10240 - 1 and said
         assert online.tokens(stream) == spelled(said)
