@@ -63,6 +63,14 @@ HOSTILE = {
         "x: !new:speechbrain.nnet.linear.torch.utils.data.DataLoader [[]]",
         "would run speechbrain.nnet.linear.torch",
     ),
+    "another's layer": (
+        "x: !new:speechbrain.nnet.attention.nn.Linear [1, 1]",
+        "would run speechbrain.nnet.attention.nn.Linear",
+    ),
+    "a class of no layers": (
+        "x: !new:speechbrain.nnet.schedulers.NewBobScheduler [1.0]",
+        "would run speechbrain.nnet.schedulers.NewBobScheduler",
+    ),
     "Popen": (
         "x: !new:speechbrain.core.subprocess.Popen [[touch, {run}]]",
         "would run speechbrain.core.subprocess.Popen",
