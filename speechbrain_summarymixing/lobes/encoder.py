@@ -89,8 +89,9 @@ class InjectedMixers:
         self.layers = nn.ModuleList(
             self.layer_class(d_model, make_mixer(), **layer_options) for _ in range(num_layers)
         )
-        relative = any(map(takes_relative_positions, self.mixers()))
-        self.relative_positions = RelativePositions(d_model) if relative else None
+        relative = [mixer for mixer in self.mixers() if takes_relative_positions(mixer)]
+        signed = any(getattr(mixer, "signed", False) for mixer in relative)
+        self.relative_positions = RelativePositions(d_model, signed) if relative else None
 
     def mixers(self):
         """Returns the token mixer of each layer."""

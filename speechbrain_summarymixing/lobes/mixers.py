@@ -42,6 +42,38 @@ def adds_nothing(mixer):
     return getattr(mixer, "adds_nothing", False)
 
 
+class RelativeAttention(RelPosMHAXL):
+    """SpeechBrain's relative attention, with positions that may tell left from right.
+
+    Arguments
+    ---------
+    embed_dim : int
+        Width D.
+    num_heads : int
+        Number of heads H.
+    dropout : float
+        Of the weights.
+    signed : bool
+        The encoder makes positions with the sign of the distance, as Transformer-XL's; False:
+        SpeechBrain's, alike on both sides (speechbrain#3070).
+
+    Reference: Transformer-XL, arXiv 1901.02860.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_summarymixing.lobes.positions import RelativePositions
+    >>> x, positions = torch.rand(2, 50, 16), RelativePositions(16, signed=True)
+    >>> output, weights = RelativeAttention(16, 4, signed=True)(x, x, x, positions(x))
+    >>> output.shape
+    torch.Size([2, 50, 16])
+    """
+
+    def __init__(self, embed_dim, num_heads, *, dropout=0.0, signed=False):
+        super().__init__(embed_dim, num_heads, dropout)
+        self.signed = signed
+
+
 class LinearHyperMixing(HyperMixing):
     """SpeechBrain's multi-head HyperMixing, for any length and without a T x T tensor.
 

@@ -68,10 +68,18 @@ class AddSinePositions(SinePositions):
 
 
 class RelativePositions(RelPosEncXL):
-    """SpeechBrain's relative positions, made so that `torch.export` follows them for any length.
+    """Relative positions of any length, as SpeechBrain's, or with the sign of the distance.
 
-    As SpeechBrain's have them, those of a frame to the left and one as far to the right are the
-    same (speechbrain#3070).
+    SpeechBrain's are the same for a frame to the left and one as far to the right
+    (speechbrain#3070); those of Transformer-XL (arXiv 1901.02860) have sines of the distance with
+    its sign. Both are made so that `torch.export` follows them.
+
+    Arguments
+    ---------
+    d_model : int
+        Feature size D, even.
+    signed : bool
+        A frame to the left and one to the right have positions of their own.
 
     Example
     -------
@@ -79,11 +87,17 @@ class RelativePositions(RelPosEncXL):
     torch.Size([1, 59, 8])
     """
 
+    def __init__(self, d_model, signed=False):
+        super().__init__(d_model)
+        self.signed = signed
+
     def make_pe(self, seq_len):
         """Returns the positions (1, 2 T - 1, D) of the distances T - 1 to 1 - T, T ``seq_len``."""
         device = self.inv_freq.device
-        distance = torch.arange(1 - seq_len, seq_len, device=device, dtype=_exact(device))
-        return sines(distance.abs(), self.emb_dim).to(self.emb_dtype).unsqueeze(0)
+        distance = -torch.arange(1 - seq_len, seq_len, device=device, dtype=_exact(device))
+        if not self.signed:
+            distance = distance.abs()
+        return sines(distance, self.emb_dim).to(self.emb_dtype).unsqueeze(0)
 
 
 def _exact(device):
