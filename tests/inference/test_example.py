@@ -17,7 +17,7 @@ from tiny import EXAMPLE, FILES, SAID
 
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.corpora import mini
-from speechbrain_summarymixing.corpora.manifest import read_manifest
+from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest, write_manifest
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 
 
@@ -200,3 +200,24 @@ def test_audio_of_any_length_has_a_text(capsys, tmp_path, seconds):
     soundfile.write(path, noise.numpy(), 16000)
     status, out, err = run(capsys, EXAMPLE, path)
     assert status == 0 and "error" not in err and out.endswith("\n")
+
+
+def test_long_audio_measures_each_length_once_and_draws_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    import long_audio
+
+    seconds = [soundfile.info(file).duration for file in FILES]
+    rows = [Utterance(*row[:3], "", row[3]) for row in zip(SAID, seconds, FILES, SAID.values())]
+    write_manifest(tmp_path / "said.csv", rows)
+    command = [str(tmp_path / "said.csv"), str(tmp_path / "out"), "--models", f"mine={EXAMPLE}"]
+    long_audio.main([*command, "--seconds", "0.1", "30"])
+    table = (tmp_path / "out/wer.csv").read_text().splitlines()
+    alone, joined = (dict(zip(long_audio.COLUMNS, line.split(","))) for line in table[1:])
+    assert (alone["model"], alone["seconds"], joined["seconds"]) == ("mine", "0.1", "30")
+    assert float(alone["WER"]) == 0 and alone["words"] == joined["words"]
+    assert len(list((tmp_path / "out/30s/audio").iterdir())) == 1
+    assert (tmp_path / "out/wer.png").stat().st_size > 10_000
+    capsys.readouterr()
+    long_audio.main([*command, "--seconds", "0.1"])
+    assert capsys.readouterr().out == ""  # measured already
+    assert (tmp_path / "out/wer.csv").read_text().splitlines() == table

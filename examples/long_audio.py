@@ -1,0 +1,88 @@
+"""WER and cost of recognisers on recordings of more and more seconds, each heard as one.
+
+    python examples/long_audio.py test.csv FOLDER --models MODEL attention=OTHER --seconds 2 10 60
+
+The utterances of a manifest are joined to recordings of each length, as by `summarymixing join`,
+and greedily recognised, whole: no pause, window or stream helps. FOLDER gets wer.csv, which a
+second run goes on with, and wer.png. docs/long_audio.md has what the project's systems do.
+"""
+
+import argparse
+import csv
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import matplotlib
+from matplotlib import pyplot
+
+from speechbrain_summarymixing.analysis.evaluate import evaluate
+from speechbrain_summarymixing.corpora.joined import join
+
+COLUMNS = ["model", "seconds", "WER", "low", "high", "words", "real_time_factor"]
+
+
+def measure(model, manifest):
+    """Returns WER in %, its 95% interval, the number of words and the real-time factor."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        whole = {"segment_seconds": 1e6, "decoder": "greedy"}
+        evaluate(model, manifest, as_json=True, progress=False, **whole)
+    result = json.loads(said.getvalue())
+    return [result["WER"], *result["WER_95"], result["words"], result["real_time_factor"]]
+
+
+def plot(rows, file):
+    """Draws WER and real-time factor by length, a line for each model."""
+    matplotlib.use("Agg")
+    figure, (errors, cost) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = sorted((float(r["seconds"]), r) for r in rows if r["model"] == name)
+        seconds = [length for length, _ in own]
+        low, wer, high = ([float(r[key]) for _, r in own] for key in ("low", "WER", "high"))
+        errors.plot(seconds, wer, marker="o", label=name)
+        errors.fill_between(seconds, low, high, alpha=0.2)
+        cost.plot(seconds, [float(r["real_time_factor"]) for _, r in own], marker="o", label=name)
+    errors.set(ylabel="WER, %, with 95% interval", ylim=(0, 100))
+    cost.set(ylabel="real-time factor, greedy", ylim=0)
+    for axes in (errors, cost):
+        axes.set(xlabel="seconds of a recording", xscale="log")
+        axes.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv=None):
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="+", required=True, metavar="[NAME=]FOLDER")
+    parser.add_argument("--seconds", nargs="+", type=float, default=[2, 5, 10, 30, 60, 120, 300])
+    arguments = parser.parse_args(argv)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    table = arguments.folder / "wer.csv"
+    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    done = {(row["model"], float(row["seconds"])) for row in rows}
+    for seconds in arguments.seconds:
+        joined = arguments.folder / f"{seconds:g}s"
+        if not joined.exists():
+            join(arguments.manifest, joined, seconds=(seconds, seconds))
+        for named in arguments.models:
+            name, _, model = named.rpartition("=")
+            name = name or Path(model).name
+            if (name, seconds) in done:
+                continue
+            values = measure(model, joined / arguments.manifest.with_suffix(".csv").name)
+            rows.append(dict(zip(COLUMNS, [name, f"{seconds:g}", *values])))
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            with table.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+    plot(rows, arguments.folder / "wer.png")
+
+
+if __name__ == "__main__":
+    main()
