@@ -214,7 +214,7 @@ def test_long_audio_measures_each_length_once_and_draws_it(tmp_path, capsys, mon
     table = (tmp_path / "out/wer.csv").read_text().splitlines()
     alone, joined = (dict(zip(long_audio.COLUMNS, line.split(","))) for line in table[1:])
     assert (alone["model"], alone["seconds"], joined["seconds"]) == ("mine", "0.1", "30")
-    assert float(alone["WER"]) == 0 and alone["words"] == joined["words"]
+    assert float(alone["WER"]) < 15 and alone["words"] == joined["words"] == "27"
     assert len(list((tmp_path / "out/30s/audio").iterdir())) == 1
     assert (tmp_path / "out/wer.png").stat().st_size > 10_000
     capsys.readouterr()
