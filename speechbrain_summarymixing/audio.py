@@ -227,8 +227,10 @@ def _read(file, path, frames=-1, first=None):
     wanted = file.frames - first if frames < 0 else frames
     padding = MP3_PADDING if file.format == "MP3" else 0
     try:
-        if first != here:
-            file.seek(first)
+        if first != here and file.seek(first) != first:
+            raise UserError(
+                f"{path}: cannot be decoded (its sample {first} is not found): replace the file"
+            )
         samples = torch.from_numpy(file.read(frames, dtype="float32", always_2d=True))
     except MemoryError as error:
         raise UserError(

@@ -334,3 +334,11 @@ def test_segments_of_another_rate_are_resampled(tmp_path):
     path = write(tmp_path / "x.flac", sine(44100, 10.0), 44100)
     parts = list(read_segments(path, 16000, longest=3.0))
     assert sum(map(len, parts)) == pytest.approx(160000, abs=len(parts))
+
+
+def test_a_file_whose_samples_are_not_where_they_are_looked_for_is_told(tmp_path, monkeypatch):
+    path = write(tmp_path / "bad.wav", sine(16000))
+    # fuzz.py found an mp3 of which libmpg123 seeks a place beyond the end
+    monkeypatch.setattr(soundfile.SoundFile, "seek", lambda self, place, *whence: place + 9000)
+    with pytest.raises(UserError, match="bad.wav: cannot be decoded .*sample 5760"):
+        read_part(path, seconds=0.05, place=0.8)
