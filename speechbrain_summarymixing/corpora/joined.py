@@ -57,7 +57,8 @@ def join(
     Returns
     -------
     Path
-        The new manifest. A recording of one speaker has its spk_id, others have none.
+        The new manifest, whose IDs begin with its name, so that splits can be used together. A
+        recording of one speaker has its spk_id, others have none.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def join(
         rows = []
         with tqdm(total=len(utterances), unit="utt", disable=not progress) as bar:
             for index, (group, pauses) in enumerate(groups):
-                file = Path("audio") / f"joined-{index:06d}.flac"
+                file = Path("audio") / f"{Path(manifest).stem}-joined-{index:06d}.flac"
                 noise = numpy.random.default_rng([seed, index])
                 samples = _samples(group, pauses, sample_rate, noise, noise_db)
                 (new / file).write_bytes(flac_of(samples, sample_rate))

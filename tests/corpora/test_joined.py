@@ -42,6 +42,7 @@ def test_each_utterance_is_said_once_and_written_where_it_is_said(
     rows = read_manifest(
         join(manifest, tmp_path / "long", seconds=seconds, pause=pause, progress=False)
     )
+    assert all(row.ID.startswith("test-joined-") for row in rows)  # a split's IDs are its own
     written = [row.wrd.split() for row in rows]
     assert sorted(sum(written, [])) == sorted(f"WORD{index}" for index in range(20))
     for row, words in zip(rows, written):
