@@ -1,0 +1,174 @@
+"""The site: make docs. Its pages are the Markdown files of this repository, where they lie.
+
+The front page is the README; CONTENTS says what stands beside it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import jupytext
+from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
+from sphinx.addnodes import download_reference, pending_xref
+from sphinx.transforms import SphinxTransform
+
+from speechbrain_summarymixing import __version__
+
+ROOT = Path(__file__).parents[1]
+CONTENTS = {
+    "Begin": "docs/start docs/swap docs/systems docs/training docs/data docs/use docs/streaming",
+    "Deploy": "docs/server docs/onnx docs/long_audio",
+    "Understand": "docs/theory docs/analysis docs/mixers/README",
+    "Notebooks": "docs/notebooks/swap_and_compare docs/notebooks/train_on_your_recordings "
+    "docs/notebooks/look_into_attention",
+    "Recipes": "recipes/AN4/ASR/README recipes/LibriSpeech/ASR/transformer/README "
+    "recipes/LibriSpeech/ASR/transducer/README recipes/LibriSpeech/Tokenizer/README "
+    "recipes/LibriSpeech/LM/README recipes/CommonVoice/ASR/transformer/README "
+    "recipes/AISHELL-1/ASR/README recipes/TEDLIUM2/ASR/README recipes/VoxPopuli/ASR/README "
+    "recipes/SLURP/direct/README recipes/Barista/direct/README "
+    "recipes/Google-speech-commands/README examples/transfer/README",
+    "Reference": "docs/api docs/troubleshooting CONTRIBUTING CHANGELOG",
+}
+PAGES = {page for pages in CONTENTS.values() for page in pages.split()}
+
+project = "SummaryMixing for SpeechBrain"
+release = __version__
+root_doc = "README"
+include_patterns = [
+    *(f"{page}.md" for page in {root_doc, *PAGES}),
+    *(f"{page}.py" for page in PAGES),
+    "docs/**/*.md",
+    "recipes/**/README.md",
+]
+exclude_patterns = [
+    "docs/_build",
+    "docs/mixers/*/*",
+    "docs/gpu",
+    ".*",
+    "data",
+    "results",
+    "**/save",
+]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+nitpicky = True
+default_role = "literal"
+highlight_language = "none"  # of indented blocks; fenced ones name theirs
+myst_heading_anchors = 4
+napoleon_google_docstring = False
+napoleon_use_param = False  # types are words ("Tensor (B, T, d_model)"), not names to link
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+html_theme = "furo"
+html_title = project
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+
+
+class Notebook(MystParser):
+    """Reads Python files in jupytext's percent format as pages."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring, document):
+        """Parses the cells, Markdown as it is and code in fences."""
+        cells = jupytext.reads(inputstring, fmt="py:percent").cells
+        text = (
+            cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```"
+            for cell in cells
+        )
+        super().parse("\n\n".join(text), document)
+
+
+class RepositoryLinks(SphinxTransform):
+    """Leads a link to what is no page where GitHub does: a file, a folder's README or its list."""
+
+    default_priority = 5
+
+    def apply(self, **_):
+        """Changes the links of one page."""
+        here = ROOT / self.env.doc2path(self.env.docname, base=False)
+        for node in list(self.document.findall(pending_xref)):
+            path, _, anchor = node["reftarget"].partition("#")
+            folder = Path(os.path.normpath(here.parent / path))
+            if node["reftype"] != "myst":
+                continue
+            if node["refdomain"] == "doc":  # a name that a page could have
+                files = [f"/{path}{suffix}" for suffix in (".md", ".py")]
+                file = next(file for file in files if (ROOT / file[1:]).exists())
+                if path not in self.env.found_docs:
+                    link = download_reference("", "", *node.children, reftarget=file)
+                    node.replace_self(link)
+            elif path and (folder / "README.md").exists():
+                page = (folder / "README").relative_to(ROOT).as_posix()
+                node.attributes.update(refdomain="doc", reftarget=page, reftargetid=anchor or None)
+            elif path and folder.is_dir():
+                name = folder.relative_to(ROOT).as_posix()
+                LISTED.add(name)
+                uri = self.app.builder.get_relative_uri(self.env.docname, f"{name}/index")
+                node.replace_self(nodes.reference("", "", *node.children, refuri=uri))
+
+
+LISTED = set()
+
+
+def contents(app, docname, source):
+    """Adds the tables of contents to the front page."""
+    if docname == root_doc:
+        for caption, pages in CONTENTS.items():
+            options = f":hidden:\n:caption: {caption}\n"
+            source[0] += f"\n```{{toctree}}\n{options}\n" + "\n".join(pages.split()) + "\n```\n"
+
+
+def docstring(app, what, name, obj, options, lines):
+    """Makes of a docstring what napoleon reads: its equations and its reference are ours."""
+    made, text = [], True
+    for line, after in zip(lines, [*lines[1:], ""]):
+        text = text and not after.startswith("---")
+        if text and line.startswith("    ") and not (made and made[-1].startswith("    ")):
+            made += ["::", ""]
+        if line.startswith("Reference: "):
+            made += ["References", "----------", line.removeprefix("Reference: ")]
+        else:
+            made.append(line if line.startswith("    ") and text else line.replace("|", "\\|"))
+    lines[:] = made
+
+
+def listings(app):
+    """Yields a page for each folder that is linked and has no README; copies its files."""
+    for name in sorted(LISTED):
+        keep_out = shutil.ignore_patterns("__pycache__", "*.py", "*.md")
+        shutil.copytree(ROOT / name, Path(app.outdir, name), ignore=keep_out, dirs_exist_ok=True)
+        files = sorted(
+            path.relative_to(app.outdir / name).as_posix()
+            for path in Path(app.outdir, name).rglob("*.*")
+            if path.suffix != ".html"
+        )
+        links = "\n".join(f'<li><a href="{file}">{file}</a></li>' for file in files)
+        yield (
+            f"{name}/index",
+            {"title": name, "body": f"<h1>{name}</h1><ul>{links}</ul>"},
+            "page.html",
+        )
+
+
+def front_door(app, exception):
+    """Leads index.html to the front page."""
+    if not exception and app.builder.name == "html":
+        refresh = f'<meta http-equiv="refresh" content="0; url={root_doc}.html">'
+        Path(app.outdir, "index.html").write_text(
+            f"<!doctype html>{refresh}<title>{project}</title>", encoding="utf-8"
+        )
+
+
+def setup(app):
+    """Connects what stands above."""
+    app.add_source_suffix(".py", "notebook")
+    app.add_source_parser(Notebook)
+    app.add_transform(RepositoryLinks)
+    app.connect("autodoc-process-docstring", docstring, priority=100)
+    app.connect("source-read", contents)
+    app.connect("html-collect-pages", listings)
+    app.connect("build-finished", front_door)

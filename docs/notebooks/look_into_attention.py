@@ -1,0 +1,5 @@
+# %% [markdown]
+# # Look into attention
+
+# %%
+print(1)

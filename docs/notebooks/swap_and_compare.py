@@ -1,0 +1,5 @@
+# %% [markdown]
+# # Swap and compare
+
+# %%
+print(1)

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # Train on your recordings
+
+# %%
+print(1)
