@@ -1,0 +1,123 @@
+"""README and docs: their Python runs, their commands and options exist, their messages are ours."""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from pages import PAGES, blocks, check, commands, run_python
+from tiny import ROOT, SAID
+
+from speechbrain_summarymixing import cli, systems
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.training.config import options_of
+
+RUN_BY = {  # where the Python of each page runs: beside what it needs
+    "README.md": "test_docs.py",
+    "docs/swap.md": "test_docs.py",
+    "docs/use.md": "test_docs.py",
+    "docs/streaming.md": "test_docs.py",
+    "docs/onnx.md": "inference/test_onnx.py",
+    "docs/server.md": "inference/test_server.py",
+    "recipes/Barista/direct/README.md": "tasks/test_understanding.py",
+    "recipes/SLURP/direct/README.md": "tasks/test_understanding.py",
+    "recipes/Google-speech-commands/README.md": "tasks/test_classification.py",
+    "recipes/LibriSpeech/ASR/transducer/README.md": "lobes/test_transducer.py",
+}
+
+
+def test_the_python_of_every_page_runs_in_a_test():
+    assert {page for page in PAGES if list(blocks(page, "python"))} == RUN_BY.keys()
+    for page, test in RUN_BY.items():
+        program = (ROOT / "tests" / test).read_text()
+        assert "run_python" in program and f'"{page}"' in program, page
+
+
+def test_the_python_of_the_readme():
+    assert run_python("README.md")["encoded"].shape == (2, 100, 512)
+
+
+def test_the_python_of_swapping(capsys):
+    names = run_python("docs/swap.md")
+    assert names["first"].shape == (2, 16, 512)
+    assert capsys.readouterr().out == "torch.Size([2, 49, 768])\n"
+
+
+def test_the_python_of_using(capsys):
+    run_python("docs/use.md")
+    assert capsys.readouterr().out.strip() == SAID["bus"]
+
+
+def test_the_python_of_streaming(capsys):
+    run_python("docs/streaming.md")
+    *_, ours, speechbrains = capsys.readouterr().out.strip().splitlines()
+    assert ours == speechbrains != ""
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/swap.md"])
+def test_the_line_of_yaml_names_a_mixer(page):
+    yaml = next(iter(blocks(page, "yaml")))
+    mixer = load_hyperpyyaml(f"d_model: 8\n{yaml}")["token_mixer"]()
+    assert mixer(torch.rand(1, 5, 8))[0].shape == (1, 5, 8)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))])
+def test_the_commands_of_a_page_exist(page):
+    for command in commands(page):
+        try:
+            check(command, page)
+        except (SystemExit, UserError) as error:
+            pytest.fail(f"{page}: {' '.join(command)}: {error}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "summarymixing transcribe --steam MODEL x.wav",
+        "summarymixing train sumformer --lr_decay 1",
+        "summarymixing train sumformers",
+        "summarymixing benchmark systems hparams/sumformer.yaml --set d_modell=3",
+        "summarymixing compare hparams/sumformer.yaml:summary=0 hparams/sumformer.yaml",
+        "summarymixing compare hparams/none.yaml hparams/sumformer.yaml",
+        "python train.py hparams/sumformer.yaml --corpora mini",
+        "python trian.py hparams/sumformer.yaml",
+        "pip install -e .[mina]",
+        "make tests",
+        "summarise MODEL",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line):
+    with pytest.raises((SystemExit, UserError, AssertionError)):
+        check(line.split(), "README.md")
+
+
+@cache
+def known_options():
+    """All options of our commands and systems, and of SpeechBrain's runs."""
+    found, parsers = set(), [cli.make_parser()]
+    while parsers:
+        for action in parsers.pop()._actions:
+            found |= set(action.option_strings)
+            if hasattr(action, "choices") and isinstance(action.choices, dict):
+                parsers += action.choices.values()
+    for file in systems.names().values():
+        found |= {f"--{key}" for key in options_of(file)}
+    return found
+
+
+RUN_OPTIONS = (  # of SpeechBrain, whose parser is out of reach
+    "device precision debug test_only distributed_backend grad_accumulation_factor compile jit "
+    "compile_module_keys compile_using_dynamic_shape_tracing optimizer_step_limit"
+)
+OF_OTHERS = {f"--{name}" for name in RUN_OPTIONS.split()}
+OF_OTHERS |= {"--nproc_per_node", "--examples", "--recordings"}  # torchrun, fuzz.py, slurp_voices
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_options_that_a_page_speaks_of_exist(page):
+    spoken = re.findall(r"(?<!`)`[^`\n]*`(?!`)", (ROOT / page).read_text(encoding="utf-8"))
+    options = {
+        option for span in spoken for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span[1:])
+    }
+    assert options <= known_options() | OF_OTHERS, options - known_options() - OF_OTHERS
