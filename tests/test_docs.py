@@ -1,5 +1,6 @@
 """README and docs: their Python runs, their commands and options exist, their messages are ours."""
 
+import ast
 import re
 from functools import cache
 
@@ -121,3 +122,41 @@ def test_the_options_that_a_page_speaks_of_exist(page):
         option for span in spoken for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span[1:])
     }
     assert options <= known_options() | OF_OTHERS, options - known_options() - OF_OTHERS
+
+
+def said(node):
+    """The text of a string in a program, with … for what fills it; None: it is no string."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[sd]", "…", node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(said(part) or "…" for part in node.values)
+    return None
+
+
+@cache
+def messages():
+    """Every string in the package, and what make says."""
+    found = [(ROOT / "Makefile").read_text(encoding="utf-8").replace("%d.%d", "…")]
+    for file in (ROOT / "speechbrain_summarymixing").rglob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        found += [text for node in nodes if (text := said(node))]
+    return found
+
+
+def is_message(quoted):
+    """Whether a program of ours says it, up to what it is filled with."""
+    pattern = ".*".join(map(re.escape, quoted.split("…")))
+    return any(re.search(pattern, text, re.DOTALL) for text in messages())
+
+
+def test_the_messages_of_troubleshooting_are_said():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^- `(.*)`$", page, re.MULTILINE)
+    assert len(quoted) == len(re.findall("^- ", page, re.MULTILINE)) > 30
+    assert [text for text in quoted if not is_message(text)] == []
+
+
+def test_a_message_that_is_not_said_is_found():
+    assert is_message("…: holds a run with other settings:")
+    assert not is_message("…: holds a run with different settings:")
+    assert not is_message("--corpus is …, but must be some of …")
