@@ -1,9 +1,13 @@
 """README and docs: their Python runs, their commands and options exist, their messages are ours."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 
+import jupytext
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -54,6 +58,17 @@ def test_the_python_of_streaming(capsys):
     run_python("docs/streaming.md")
     *_, ours, speechbrains = capsys.readouterr().out.strip().splitlines()
     assert ours == speechbrains != ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("docs/notebooks/*.py")), ids=lambda p: p.stem)
+def test_a_notebook_runs_and_is_one(notebook, tmp_path):
+    cells = jupytext.read(notebook, fmt="py:percent").cells
+    assert {cell.cell_type for cell in cells} == {"markdown", "code"} and len(cells) > 5
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(notebook)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/swap.md"])
