@@ -17,28 +17,57 @@ from speechbrain_summarymixing import __version__
 
 ROOT = Path(__file__).parents[1]
 CONTENTS = {
-    "Begin": "docs/start docs/swap docs/systems docs/training docs/data docs/use docs/streaming",
-    "Deploy": "docs/server docs/onnx docs/long_audio",
-    "Understand": "docs/theory docs/analysis docs/mixers/README",
-    "Notebooks": "docs/notebooks/swap_and_compare docs/notebooks/train_on_your_recordings "
-    "docs/notebooks/look_into_attention",
-    "Recipes": "recipes/AN4/ASR/README recipes/LibriSpeech/ASR/transformer/README "
-    "recipes/LibriSpeech/ASR/transducer/README recipes/LibriSpeech/Tokenizer/README "
-    "recipes/LibriSpeech/LM/README recipes/CommonVoice/ASR/transformer/README "
-    "recipes/AISHELL-1/ASR/README recipes/TEDLIUM2/ASR/README recipes/VoxPopuli/ASR/README "
-    "recipes/SLURP/direct/README recipes/Barista/direct/README "
-    "recipes/Google-speech-commands/README examples/transfer/README",
-    "Reference": "docs/api docs/troubleshooting CONTRIBUTING CHANGELOG",
+    "Begin": """
+        docs/start
+        docs/swap
+        docs/systems
+        docs/training
+        docs/data
+        docs/use
+        docs/streaming""",
+    "Deploy": """
+        docs/server
+        docs/onnx
+        docs/long_audio""",
+    "Understand": """
+        docs/theory
+        docs/analysis
+        docs/mixers/README""",
+    "Notebooks": """
+        docs/notebooks/swap_and_compare
+        docs/notebooks/train_on_your_recordings
+        docs/notebooks/look_into_attention""",
+    "Recipes": """
+        AN4 <recipes/AN4/ASR/README>
+        LibriSpeech <recipes/LibriSpeech/ASR/transformer/README>
+        LibriSpeech, transducers <recipes/LibriSpeech/ASR/transducer/README>
+        LibriSpeech, tokenizer <recipes/LibriSpeech/Tokenizer/README>
+        LibriSpeech, language model <recipes/LibriSpeech/LM/README>
+        Common Voice <recipes/CommonVoice/ASR/transformer/README>
+        AISHELL-1 <recipes/AISHELL-1/ASR/README>
+        TED-LIUM 2 <recipes/TEDLIUM2/ASR/README>
+        VoxPopuli <recipes/VoxPopuli/ASR/README>
+        SLURP <recipes/SLURP/direct/README>
+        Barista <recipes/Barista/direct/README>
+        Speech Commands <recipes/Google-speech-commands/README>
+        Images, text, a translation <examples/transfer/README>""",
+    "Reference": """
+        docs/api
+        docs/troubleshooting
+        How it is built <CONTRIBUTING>
+        CHANGELOG""",
 }
-PAGES = {page for pages in CONTENTS.values() for page in pages.split()}
 
 project = "SummaryMixing for SpeechBrain"
 release = __version__
 root_doc = "README"
 include_patterns = [
-    *(f"{page}.md" for page in {root_doc, *PAGES}),
-    *(f"{page}.py" for page in PAGES),
-    "docs/**/*.md",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/**.md",
+    "docs/notebooks/*.py",
+    "examples/transfer/README.md",
     "recipes/**/README.md",
 ]
 exclude_patterns = [
@@ -62,6 +91,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 html_theme = "furo"
 html_title = project
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
@@ -118,8 +149,8 @@ def contents(app, docname, source):
     """Adds the tables of contents to the front page."""
     if docname == root_doc:
         for caption, pages in CONTENTS.items():
-            options = f":hidden:\n:caption: {caption}\n"
-            source[0] += f"\n```{{toctree}}\n{options}\n" + "\n".join(pages.split()) + "\n```\n"
+            lines = "\n".join(line.strip() for line in pages.splitlines())
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n{lines}\n```\n"
 
 
 def docstring(app, what, name, obj, options, lines):
