@@ -170,7 +170,7 @@ def docstring(app, what, name, obj, options, lines):
 def listings(app):
     """Yields a page for each folder that is linked and has no README; copies its files."""
     for name in sorted(LISTED):
-        keep_out = shutil.ignore_patterns("__pycache__", "*.py", "*.md")
+        keep_out = shutil.ignore_patterns("__pycache__", "*.py")
         shutil.copytree(ROOT / name, Path(app.outdir, name), ignore=keep_out, dirs_exist_ok=True)
         files = sorted(
             path.relative_to(app.outdir / name).as_posix()
