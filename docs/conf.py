@@ -4,6 +4,7 @@ The front page is the README; CONTENTS says what stands beside it.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jupytext
 from docutils import nodes
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.addnodes import download_reference, pending_xref
+from sphinx.errors import ExtensionError
 from sphinx.transforms import SphinxTransform
 
 from speechbrain_summarymixing import __version__
@@ -185,9 +187,15 @@ def listings(app):
         )
 
 
-def front_door(app, exception):
-    """Leads index.html to the front page."""
+def finish(app, exception):
+    """Leads index.html to the front page; refuses pages that load something from elsewhere."""
     if not exception and app.builder.name == "html":
+        for page in Path(app.outdir).rglob("*.html"):
+            text = page.read_text(encoding="utf-8")
+            if re.search(
+                r'<(script|img|iframe|link rel="(stylesheet|preload)")[^>]*"https?:', text
+            ):
+                raise ExtensionError(f"{page} loads from the network: give the file itself")
         refresh = f'<meta http-equiv="refresh" content="0; url={root_doc}.html">'
         Path(app.outdir, "index.html").write_text(
             f"<!doctype html>{refresh}<title>{project}</title>", encoding="utf-8"
@@ -202,4 +210,4 @@ def setup(app):
     app.connect("autodoc-process-docstring", docstring, priority=100)
     app.connect("source-read", contents)
     app.connect("html-collect-pages", listings)
-    app.connect("build-finished", front_door)
+    app.connect("build-finished", finish)

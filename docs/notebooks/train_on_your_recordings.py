@@ -3,9 +3,9 @@
 #
 # From a folder of recordings with their words to a recogniser of them. The recordings here are
 # made by the synthesiser of the mini corpus, 48 short ones, so that the notebook runs anywhere
-# (`pip install -e '.[mini]'`), in well under a minute; put yours in their place. **So few teach a
-# recogniser these very sentences, and nothing else**: for what anybody says, tens of hours and
-# more are needed ([a model of your language](../start.md#a-model-of-your-language)).
+# (`pip install -e '.[mini]'`), in well under a minute; put yours in their place. **So few teach
+# little beyond their own sentences**: for what anybody says, tens of hours and more are needed
+# ([a model of your language](../start.md#a-model-of-your-language)).
 
 # %%
 import csv
@@ -108,8 +108,8 @@ assert losses[-1] < 0.7 * losses[0]
 #     WER 49.0% (36.2 to 65.3) on 8 utterances
 #     loss by epoch: 171.6 102.9 54.3 33.6 23.3 16.7 13.0 10.6 11.1 9.1 9.3 8.9
 #
-# The training sentences are nearly learnt, and half of the words of others are wrong. `pretrained`
-# is the model to use, copy or upload:
+# The loss of the training sentences falls, and half of the words of others are wrong still.
+# `pretrained` is the model to use, copy or upload:
 
 # %%
 test = next(file for file in files if file.name.startswith("3"))
