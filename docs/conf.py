@@ -78,8 +78,7 @@ exclude_patterns = [
     "docs/gpu",
     ".*",
     "data",
-    "results",
-    "**/save",
+    "**/results",
 ]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
@@ -129,9 +128,12 @@ class RepositoryLinks(SphinxTransform):
             if node["reftype"] != "myst":
                 continue
             if node["refdomain"] == "doc":  # a name that a page could have
-                files = [f"/{path}{suffix}" for suffix in (".md", ".py")]
-                file = next(file for file in files if (ROOT / file[1:]).exists())
                 if path not in self.env.found_docs:
+                    file = next(
+                        f"/{path}{end}"
+                        for end in (".md", ".py")
+                        if (ROOT / f"{path}{end}").exists()
+                    )
                     link = download_reference("", "", *node.children, reftarget=file)
                     node.replace_self(link)
             elif path and (folder / "README.md").exists():
