@@ -147,6 +147,7 @@ class RepositoryLinks(SphinxTransform):
 
 
 LISTED = set()
+SMALL = {".csv", ".json", ".md", ".png", ".yaml"}  # of a folder that is listed
 
 
 def contents(app, docname, source):
@@ -172,21 +173,17 @@ def docstring(app, what, name, obj, options, lines):
 
 
 def listings(app):
-    """Yields a page for each folder that is linked and has no README; copies its files."""
+    """Yields a page for each folder that is linked and has no README; copies its small files."""
     for name in sorted(LISTED):
-        keep_out = shutil.ignore_patterns("__pycache__", "*.py")
-        shutil.copytree(ROOT / name, Path(app.outdir, name), ignore=keep_out, dirs_exist_ok=True)
-        files = sorted(
-            path.relative_to(app.outdir / name).as_posix()
-            for path in Path(app.outdir, name).rglob("*.*")
-            if path.suffix != ".html"
-        )
-        links = "\n".join(f'<li><a href="{file}">{file}</a></li>' for file in files)
-        yield (
-            f"{name}/index",
-            {"title": name, "body": f"<h1>{name}</h1><ul>{links}</ul>"},
-            "page.html",
-        )
+        files = sorted(path for path in (ROOT / name).rglob("*") if path.suffix in SMALL)
+        for file in files:
+            copy = Path(app.outdir, file.relative_to(ROOT))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+        links = (file.relative_to(ROOT / name).as_posix() for file in files)
+        items = "\n".join(f'<li><a href="{link}">{link}</a></li>' for link in links)
+        body = f"<h1>{name}</h1><ul>{items}</ul>"
+        yield f"{name}/index", {"title": name, "body": body}, "page.html"
 
 
 def finish(app, exception):
