@@ -2,13 +2,14 @@
 # make test:  set up and run every test but the slowest, which make test-slow runs.
 # make coverage: make test, and which lines it does not reach; takes twice as long.
 # make gpu:   set up, run the tests that need a GPU, and measure it: docs/gpu/<its name>.
+# make docs:  set up, and make the site: docs/_build/index.html.
 # make clean: remove what these made, but for corpora (data) and trained models (results).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: train test test-slow coverage gpu lint clean
+.PHONY: train test test-slow coverage gpu lint docs clean
 
 train: $(SETUP)
 	$(BIN)/python train.py hparams/sumformer.yaml
@@ -47,8 +48,11 @@ lint: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(SETUP)
+	$(BIN)/sphinx-build -W --keep-going -n -E -q -c docs . docs/_build
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .ruff_cache .coverage*
 
 $(SETUP): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python %d.%d is too old: 3.10 or later is needed; make PYTHON=python3.x" % sys.version_info[:2])'

@@ -36,28 +36,7 @@ def main(argv=None):
     argv : list of str or None
         Arguments; None takes those of the process.
     """
-    parser = argparse.ArgumentParser(
-        prog="summarymixing", description="Speech recognition and understanding with SummaryMixing"
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_answering(commands, "transcribe", "print the words in audio files", "text")
-    _add_answering(commands, "understand", "print the semantics of audio files", "JSON")
-    _add_answering(
-        commands, "classify", "print the class of audio files", "class and its probability"
-    )
-    add_serve(commands)
-    add_evaluate(commands)
-    _add_train(commands)
-    _add_flatten(commands)
-    _add_convert(commands)
-    _add_export(commands)
-    _add_shard(commands)
-    _add_join(commands)
-    add_benchmark(commands)
-    add_compare(commands)
-    add_analyse(commands)
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
         if hasattr(stream, "reconfigure"):
@@ -80,6 +59,32 @@ def main(argv=None):
         print(f"error: no space left to write the output ({error.strerror})", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def make_parser():
+    """Returns the parser of the command and all its sub-commands."""
+    parser = argparse.ArgumentParser(
+        prog="summarymixing", description="Speech recognition and understanding with SummaryMixing"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_answering(commands, "transcribe", "print the words in audio files", "text")
+    _add_answering(commands, "understand", "print the semantics of audio files", "JSON")
+    _add_answering(
+        commands, "classify", "print the class of audio files", "class and its probability"
+    )
+    add_serve(commands)
+    add_evaluate(commands)
+    _add_train(commands)
+    _add_flatten(commands)
+    _add_convert(commands)
+    _add_export(commands)
+    _add_shard(commands)
+    _add_join(commands)
+    add_benchmark(commands)
+    add_compare(commands)
+    add_analyse(commands)
+    return parser
 
 
 def _add_answering(commands, name, help_line, answer):

@@ -1,4 +1,4 @@
-"""SpeechBrain's own recipes with the swap that the README tells: their YAML and their Brain."""
+"""SpeechBrain's own recipes with the swap that docs/swap.md tells: their YAML and their Brain."""
 
 import inspect
 import re
@@ -149,19 +149,19 @@ modules:
 """
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("SpeechBrain's own recipes")[2].partition("\n### ")[0]
+PAGE = (ROOT / "docs/swap.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("SpeechBrain's own recipes")[2].partition("\n## ")[0]
 
 
 def swapped(yaml):
-    """What the README's section on SpeechBrain's recipes says to change."""
+    """What the page's section on SpeechBrain's recipes says to change."""
     lines = re.search(r"```yaml\n(.*?)```", SECTION, re.DOTALL)[1]
     there, mixer = lines.partition("\n")[::2]
     yaml = re.sub(r"Transformer: !new:\S+", re.sub(r"\s+#.*", "", there), yaml)
     return re.sub(r"    attention_type: .*\n", lambda _: mixer, yaml)
 
 
-def test_the_readme_names_what_must_go():
+def test_the_page_names_what_must_go():
     theirs, ours = (
         inspect.signature(kind.__init__).parameters for kind in (TransformerASR, SummaryMixingASR)
     )

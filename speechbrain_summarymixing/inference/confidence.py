@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torchaudio.functional import forced_align, merge_tokens
 
-# Set on AN4, its models and noise: at most 1% of the right words are marked. See README.
+# Set on AN4, its models and noise: at most 1% of the right words are marked. See docs/use.md.
 SURE_WORD = 0.02
 SURE_UTTERANCE = 0.4
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+from pages import run_python
 from sherpa import streamed, tokens_of
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from tiny import EXAMPLE, FILES, ROOT
@@ -178,3 +179,14 @@ def test_what_cannot_be_exported_says_so(model, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "new")
     assert onnx.INSTALL.endswith('[onnx]"')
     assert main(["export", str(EXAMPLE), str(tmp_path / "new"), "--left-ms", "640"]) == 1
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page(exported, capsys):
+    samples = read_audio(FILES[0], 16000)
+    heard = [part.numpy() for part in torch.cat([samples, torch.zeros(16000)]).split(1600)]
+    run_python(
+        "docs/onnx.md", replaced=[("FOLDER", exported)], samples=samples.numpy(), microphone=heard
+    )
+    whole, *_, streamed = capsys.readouterr().out.strip().splitlines()
+    assert whole.split() and streamed.split()

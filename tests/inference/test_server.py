@@ -9,6 +9,7 @@ import threading
 import numpy
 import pytest
 import soundfile
+from pages import run_python
 from serving import END, Echo, answers, good, heard, ready, serving
 from tiny import EXAMPLE, FILES
 from websockets.exceptions import ConnectionClosed
@@ -291,3 +292,14 @@ def test_words_keep_a_client():
         assert closed == ["quiet", "speaker"]
 
     asyncio.run(main())
+
+
+def test_the_python_of_the_page(model, expected, capsys):
+    async def main():
+        async with serving(model) as client:
+            port = ("8765", client.port)
+            await asyncio.to_thread(run_python, "docs/server.md", replaced=[port])
+
+    asyncio.run(main())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ready None" and lines[-1] == f"end {expected[0][1]}"

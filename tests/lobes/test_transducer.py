@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import run_python
 
 from speechbrain_summarymixing.lobes.transducer import (
     BLANK,
@@ -262,3 +263,14 @@ def test_chunks_tell_what_all_hypotheses_have_before_the_end():
         new, state = search.step(chunk, state)
         told.append(len(new[0]))
     assert sum(told[:-1]) > sum(told) / 2 and state.untold.size(2) < 60
+
+
+@pytest.mark.parametrize("search", [TransducerGreedy, partial(TransducerBeam, beam_size=3)])
+def test_the_python_of_the_recipe(search):
+    search = search(head(), max_symbols=2)
+    encoded = torch.randn(1, 40, D, dtype=torch.float64)
+    names = run_python(
+        "recipes/LibriSpeech/ASR/transducer/README.md", search=search, encoded=encoded
+    )
+    told, state = search.step(encoded, search.start(1))
+    assert names["told"] == told[0] + search.rest(state)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import run_python
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_summarymixing import cli
@@ -206,3 +207,12 @@ def test_noise_has_the_power_that_was_asked_for():
     gain = float((noise * speech).sum() / speech.square().sum())
     ratio = (gain * speech).square().mean() / (noise - gain * speech).square().mean()
     assert float(10 * ratio.log10()) == pytest.approx(20, abs=0.5)
+
+
+def test_the_python_of_the_recipe(trained, classes):
+    clip = read_manifest(classes / "test.csv")[0].wav
+    names = run_python(
+        "recipes/Google-speech-commands/README.md",
+        replaced=[("results/sumformer/1234/pretrained", trained / "pretrained"), ("yes.wav", clip)],
+    )
+    assert names["label"][0] in ("long", "short")

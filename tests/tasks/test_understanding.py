@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from pages import run_python
 from speechbrain.inference.SLU import EndToEndSLU
 
 from speechbrain_summarymixing import cli
@@ -376,3 +377,16 @@ def run_two_steps(command, folder, yaml, **options):
     experiment.run(command(folder, yaml=yaml, **options), Understanding)
     assert (folder / "pretrained/model.ckpt").is_file()
     return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "page, model, clip",
+    [
+        ("recipes/SLURP/direct/README.md", "results/sumformer/1234/pretrained", "speech.wav"),
+        ("recipes/Barista/direct/README.md", "results/sumformer/fold0/pretrained", "order.wav"),
+    ],
+)
+def test_the_python_of_the_recipes(by_heart, meanings, capsys, page, model, clip):
+    wav = read_manifest(meanings / "test.csv")[0].wav
+    run_python(page, replaced=[(model, by_heart / "pretrained"), (clip, wav)])
+    assert capsys.readouterr().out.startswith("{")
