@@ -9,6 +9,7 @@ from itertools import product
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
+    MODEL,
     add_decoding,
     add_segments,
     add_trust,
@@ -26,7 +27,7 @@ def add_evaluate(commands):
         "factor. Utterances without a transcript or whose audio cannot be read are named on "
         "stderr, the others are measured, and the exit status is 1.",
     )
-    parser.add_argument("model", help="folder of an exported model, or its name on the hub")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument(
         "manifest",
         help="CSV, NeMo's JSON lines, lhotse's .jsonl.gz, a data folder of Kaldi, or a folder of "

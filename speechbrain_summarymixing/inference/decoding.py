@@ -47,7 +47,7 @@ class Decoder:
     Arguments
     ---------
     model : EncoderDecoderASR or EncoderASR
-        From `transcribe.load_model`.
+        From `transcribe.load_recognizer`.
     name : str or None
         "greedy": of CTC the most probable token of each frame, and no decoder is run. "beam":
         CTC's prefix beam search. "joint": the beam search of the attention decoder with CTC's
@@ -68,7 +68,7 @@ class Decoder:
 
     def __init__(self, model, name=None, *, beam_size=None, ngram=None, nbest=1):
         self.model, self.nbest = model, nbest
-        own = None if isinstance(model, EncoderASR) else model.mods.decoder
+        own = getattr(model.mods, "decoder", None)
         transduces = isinstance(own, TransducerSearch)
         if transduces:
             searches = {"beam": own, "greedy": model.hparams.greedy_search}

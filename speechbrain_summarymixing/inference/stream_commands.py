@@ -124,10 +124,10 @@ def transcribe_streams(arguments):
         Of ``transcribe``.
     """
     from speechbrain_summarymixing.inference.streaming import StreamingModel
-    from speechbrain_summarymixing.inference.transcribe import load_model
+    from speechbrain_summarymixing.inference.transcribe import load_recognizer
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    model = load_model(arguments.model, arguments.device, trust=arguments.trust)
+    model = load_recognizer(arguments.model, arguments.device, trust=arguments.trust)
     names = ("chunk_ms", "left_ms", "endpoint_ms", *SEARCH)
     model = StreamingModel(model, **given_options(arguments, *names))
     failed = 0
