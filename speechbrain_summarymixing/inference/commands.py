@@ -15,8 +15,8 @@ from speechbrain_summarymixing.inference import subtitles
 from speechbrain_summarymixing.inference.stream_commands import SEARCH, given_options, line_of
 
 MODEL = (
-    "folder of an exported model, or its name on the hub; or of its ONNX form, or a graph there, as "
-    "FOLDER/model.int8.onnx"
+    "folder of an exported model, or its name on the hub; or of its ONNX form, or a graph there, "
+    "as FOLDER/model.int8.onnx"
 )
 FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
 DECODING = (*SEARCH, "batch_seconds", "segment_seconds", "segments", "nbest")

@@ -86,7 +86,7 @@ class StreamingModel:
         Sound before a chunk that the mixers see: a multiple of chunk_ms; None is all of the past.
     endpoint_ms : int
         After so long without a token, what was said is final.
-    decoder, beam_size, ngram
+    decoder, **search
         As for `stream_search`.
 
     Raises
@@ -111,8 +111,7 @@ class StreamingModel:
         left_ms=None,
         endpoint_ms=ENDPOINT_MS,
         decoder=None,
-        beam_size=None,
-        ngram=None,
+        **search,
     ):
         hparams = model.hparams
         self.sample_rate, self.tokenizer = hparams.sample_rate, model.tokenizer
@@ -125,8 +124,7 @@ class StreamingModel:
         self.endpoint_frames = _count(endpoint_ms, 1, "endpoint_ms", least=1) / frame_ms
         try:
             self.encoder = _encoder(model, DynChunkTrainConfig(chunk, left)).eval()
-            search = stream_search(model, decoder, beam_size=beam_size, ngram=ngram)
-            self.search = search.to(self.device).eval()
+            self.search = stream_search(model, decoder, **search).to(self.device).eval()
             with torch.no_grad():
                 self._start = self._states(1)
         except ValueError as error:

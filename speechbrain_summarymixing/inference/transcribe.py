@@ -229,7 +229,7 @@ def transcribe(
         silero-vad's network; "windows": nowhere, but segments overlap, and their words are merged.
         None: "pauses".
     decoder, beam_size, ngram, nbest
-        As for `Decoder`.
+        As for `Search`, where decoder is its name.
     **batches
         As for `in_batches`.
 

@@ -278,7 +278,7 @@ def test_a_transducer_says_what_its_head_says(tmp_path):
         tokens, frames, *_ = search(encoded, lengths)
         found = Decoder(model, name)(wavs, lengths)
         assert [one.tokens for (one,) in found] == tokens and all(tokens)
-    assert Decoder(model).name == "beam"
+    assert Decoder(model).search.name == "beam"
     (transcript,) = transcribe(model, FILES[:1])
     assert (transcript.error, type(transcript.text)) == (None, str)
 
