@@ -44,6 +44,18 @@ def add_decoding(parser):
     parser.add_argument(
         "--ngram", metavar="FILE", help="KenLM's or ARPA, which joins in CTC's --decoder beam"
     )
+    parser.add_argument(
+        "--hotwords",
+        metavar="WORDS",
+        help="names and such, apart by commas, or a file of them, to be found sooner by CTC's "
+        "--decoder beam",
+    )
+    parser.add_argument(
+        "--hotword-weight",
+        type=float,
+        metavar="X",
+        help="added to a hypothesis's log-probability for each token of one (default: 1)",
+    )
 
 
 def add_segments(parser):

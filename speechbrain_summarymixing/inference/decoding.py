@@ -62,7 +62,7 @@ class Search:
         What the user gave the name by.
     beam_size : int or None
         Hypotheses that a beam search keeps; None: 10, or as the model was exported.
-    ngram : str or Path or None
+    ngram, hotwords, hotword_weight
         As for `CTCBeam`.
     nbest : int
         Hypotheses that are told, of "beam" with CTC and of "joint".
@@ -84,6 +84,8 @@ class Search:
         option="--decoder",
         beam_size=None,
         ngram=None,
+        hotwords=None,
+        hotword_weight=None,
         nbest=1,
     ):
         self.nbest, self._option = nbest, option
@@ -101,7 +103,8 @@ class Search:
             )
         self.name, self.search, self.options = name, searches[name], {}
         self.by_ctc = not (self.transduces or name == "joint")
-        self._check(beam_size, ngram)
+        joins = {"ngram": ngram, "hotwords": hotwords, "hotword_weight": hotword_weight}
+        self._check(beam_size, joins)
         if beam_size is not None:
             self.options["beam_size"] = beam_size
         if name == "joint" and nbest > 1:
@@ -109,10 +112,10 @@ class Search:
         if name == "beam" and self.by_ctc:
             pieces = [tokenizer.id_to_piece(token) for token in range(tokenizer.get_piece_size())]
             self.search = CTCBeam(
-                pieces, blank_index=BLANK, beam_size=beam_size or BEAM_SIZE, ngram=ngram
+                pieces, blank_index=BLANK, beam_size=beam_size or BEAM_SIZE, **joins
             )
 
-    def _check(self, beam_size, ngram):
+    def _check(self, beam_size, joins):
         for option, value in (("--beam-size", beam_size), ("--nbest", self.nbest)):
             if value is not None and value < 1:
                 raise UserError(f"{option} is {value}, but must be 1 or more")
@@ -121,11 +124,14 @@ class Search:
                 f"--beam-size is {beam_size}, but {self._option} greedy has no beam: give "
                 f"{self._option} beam"
             )
-        if ngram is not None and not (self.name == "beam" and self.by_ctc):
-            raise UserError(
-                f"--ngram is {ngram}, but n-grams join in CTC's beam search alone: give "
-                f"{self._option} beam, and a model with a CTC head that is no transducer"
-            )
+        given = {option: value for option, value in joins.items() if value is not None}
+        for option, value in given.items():
+            if self.name != "beam" or not self.by_ctc:
+                raise UserError(
+                    f"--{option.replace('_', '-')} is {value}, but n-grams and hotwords join in "
+                    f"CTC's beam search alone: give {self._option} beam, and a model with a CTC "
+                    "head that is no transducer"
+                )
         most = beam_size or getattr(self.search, "beam_size", BEAM_SIZE)
         most = 1 if self.name == "greedy" or self.transduces else most
         if self.nbest > most:
@@ -186,7 +192,7 @@ class Decoder:
     name : str or None
         As for `Search`.
     **options
-        As for `Search`: beam_size, ngram, nbest.
+        As for `Search`, from beam_size on.
 
     Raises
     ------
@@ -249,7 +255,7 @@ def stream_search(model, name=None, **options):
     name : str or None
         "greedy" or "beam", of CTC or, of a transducer, its own; None: "greedy".
     **options
-        As for `Search`: beam_size, ngram.
+        As for `Search`, from beam_size on.
 
     Raises
     ------

@@ -17,7 +17,7 @@ ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 STDIN = "-"
 READ_SECONDS = 10.0  # of a file, at most, in memory
 OF_STREAMS = ("chunk_ms", "left_ms", "endpoint_ms", "microphone")
-SEARCH = ("decoder", "beam_size", "ngram")
+SEARCH = ("decoder", "beam_size", "ngram", "hotwords", "hotword_weight")
 OF_WHOLE_FILES = (
     "batch_seconds",
     "segment_seconds",

@@ -209,6 +209,8 @@ def transcribe(
     decoder=None,
     beam_size=None,
     ngram=None,
+    hotwords=None,
+    hotword_weight=None,
     nbest=1,
     **batches,
 ):
@@ -228,7 +230,7 @@ def transcribe(
         Where a longer file is cut, and what is left out: "pauses", by loudness; "vad", by
         silero-vad's network; "windows": nowhere, but segments overlap, and their words are merged.
         None: "pauses".
-    decoder, beam_size, ngram, nbest
+    decoder, beam_size, ngram, hotwords, hotword_weight, nbest
         As for `Search`, where decoder is its name.
     **batches
         As for `in_batches`.
@@ -243,7 +245,8 @@ def transcribe(
     UserError
         If an option cannot be, or "vad" needs what is not installed.
     """
-    decode = Decoder(model, decoder, beam_size=beam_size, ngram=ngram, nbest=nbest)
+    search = {"beam_size": beam_size, "ngram": ngram, "hotwords": hotwords}
+    decode = Decoder(model, decoder, **search, hotword_weight=hotword_weight, nbest=nbest)
     if segment_seconds is None:
         segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)
     cut = cutter(segments or WAYS[0], model.hparams.sample_rate)
