@@ -23,7 +23,7 @@ def add_evaluate(commands):
     parser = commands.add_parser(
         "evaluate",
         help="word and character errors of a model on speech whose words are known",
-        description="Prints WER and CER with 95%% intervals over utterances, and the real-time "
+        description="Prints WER and CER with 95% intervals over utterances, and the real-time "
         "factor. Utterances without a transcript or whose audio cannot be read are named on "
         "stderr, the others are measured, and the exit status is 1.",
     )
@@ -329,7 +329,7 @@ def add_compare(commands):
         "compare",
         help="train systems with several seeds and compare their errors",
         description="Trains each system on each corpus with each seed and prints how the error "
-        "rates of the systems differ from the baseline's, with 95%% intervals over seeds and "
+        "rates of the systems differ from the baseline's, with 95% intervals over seeds and "
         "utterances. The same command goes on where it was stopped, and trains again what failed.",
     )
     compare.add_argument(
