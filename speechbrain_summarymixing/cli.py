@@ -12,6 +12,7 @@ from speechbrain_summarymixing.analysis.analyse_commands import add_analyse
 from speechbrain_summarymixing.analysis.commands import add_benchmark, add_compare, add_evaluate
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
+    MODEL,
     add_decoding,
     add_formats,
     add_segments,
@@ -94,7 +95,7 @@ def _add_answering(commands, name, help_line, answer):
         description="Prints a line for each file, in order. A file that cannot be read gets its "
         f"error on stderr, the others their {answer}, and the exit status is 1.",
     )
-    parser.add_argument("model", help="folder of an exported model, or its name on the hub")
+    parser.add_argument("model", help=MODEL if name == "transcribe" else MODEL.partition(";")[0])
     files = parser.add_argument(
         "files", nargs="+", default=[], metavar="file", help="wav, flac, mp3, ogg, sph"
     )
@@ -128,9 +129,11 @@ def _answer(arguments):
     from speechbrain_summarymixing.inference import batches, transcribe
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    model = transcribe.load_model(
-        arguments.model, arguments.device, command=arguments.command, trust=arguments.trust
-    )
+    loaded = arguments.model, arguments.device
+    if arguments.command == "transcribe":
+        model = transcribe.load_recognizer(*loaded, trust=arguments.trust)
+    else:
+        model = transcribe.load_model(*loaded, command=arguments.command, trust=arguments.trust)
     answers = getattr(transcribe, arguments.command)
     failed = 0
     with tqdm(

@@ -9,6 +9,7 @@ from itertools import product
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.commands import (
+    MODEL,
     add_decoding,
     add_segments,
     add_trust,
@@ -22,11 +23,11 @@ def add_evaluate(commands):
     parser = commands.add_parser(
         "evaluate",
         help="word and character errors of a model on speech whose words are known",
-        description="Prints WER and CER with 95%% intervals over utterances, and the real-time "
+        description="Prints WER and CER with 95% intervals over utterances, and the real-time "
         "factor. Utterances without a transcript or whose audio cannot be read are named on "
         "stderr, the others are measured, and the exit status is 1.",
     )
-    parser.add_argument("model", help="folder of an exported model, or its name on the hub")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument(
         "manifest",
         help="CSV, NeMo's JSON lines, lhotse's .jsonl.gz, a data folder of Kaldi, or a folder of "
@@ -328,7 +329,7 @@ def add_compare(commands):
         "compare",
         help="train systems with several seeds and compare their errors",
         description="Trains each system on each corpus with each seed and prints how the error "
-        "rates of the systems differ from the baseline's, with 95%% intervals over seeds and "
+        "rates of the systems differ from the baseline's, with 95% intervals over seeds and "
         "utterances. The same command goes on where it was stopped, and trains again what failed.",
     )
     compare.add_argument(

@@ -21,7 +21,7 @@ from speechbrain_summarymixing.corpora.text import normalize_text
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import read_lines
 from speechbrain_summarymixing.inference.streaming import StreamingModel
-from speechbrain_summarymixing.inference.transcribe import Transcript, load_model, transcribe
+from speechbrain_summarymixing.inference.transcribe import Transcript, load_recognizer, transcribe
 from speechbrain_summarymixing.tasks.metrics import word_error_interval, word_error_rate
 
 AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".sph", ".aiff", ".au")
@@ -49,7 +49,8 @@ def evaluate(
     Arguments
     ---------
     model, against : str or Path
-        As for `load_model`; the difference from the second has an interval by a paired bootstrap.
+        As for `load_recognizer`; the difference from the second has an interval by a paired
+        bootstrap.
     manifest, data_root
         As for `read_reference`.
     language : str or None
@@ -62,7 +63,7 @@ def evaluate(
         File to write the alignment of each utterance of ``model`` to.
     as_json, progress : bool
     trust : bool
-        As for `load_model`.
+        As for `load_recognizer`.
     **options
         As for `transcribe`, or, of streams, for `StreamingModel`.
 
@@ -83,7 +84,7 @@ def evaluate(
     if twice:
         raise UserError(listed(f"{manifest}: {len(twice)} IDs occur more than once", twice))
     sources = [source for source in (model, against) if source is not None]
-    systems = [load_model(source, device, trust=trust) for source in sources]
+    systems = [load_recognizer(source, device, trust=trust) for source in sources]
     unfit = {u.ID: "no transcript" for u in utterances if not u.wrd.strip()}
     utterances = [u for u in utterances if u.ID not in unfit]
     said = []

@@ -1,6 +1,9 @@
 """Audio files, cut into segments where they are long, in batches of like size."""
 
+import itertools
 import math
+import queue
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -14,19 +17,23 @@ from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
 BLOCK_SECONDS = 10.0  # of a file, that are read at once
 SILENCE = 1e-8  # power, -80 dB of full scale
+WINDOW = 4  # batches whose segments are sorted by length
+PATIENCE = 0.1  # s, after which a reader looks whether anybody still waits
 
 
 @dataclass
 class _Segment:
     """Audio of a file, (T,) from a sample on to another, and what is answered.
 
-    The last of a file has none, but tells where the file ends, or its error.
+    The last of a file has none, but tells where the file ends, or its error. ``new`` are the
+    samples that no segment before has.
     """
 
     file: str
     waveform: torch.Tensor | None = None
     start: int = 0
     end: int = 0
+    new: int = 0
     last: bool = False
     error: str | None = None
     answer: object = None
@@ -79,6 +86,9 @@ def in_batches(
 ):
     """Reads files and asks a model about them, or their segments, in batches.
 
+    A thread reads ahead while the model answers. Batches are of like lengths, among the segments of
+    `WINDOW` batches; of so many as three times these are in memory at most.
+
     Arguments
     ---------
     model : Pretrained
@@ -110,20 +120,63 @@ def in_batches(
     rate = model.hparams.sample_rate
     if batch_seconds is None:
         batch_seconds = 40.0 if torch.device(model.device).type == "cpu" else 120.0
-    done, of_file = 0, []  # samples and segments of the file that is being answered
+    of_file = []  # segments of the file that is being answered
     segments = _segments(files, rate, segment_seconds, cut)
-    for batch in _batched(segments, rate * batch_seconds, batch_files):
-        _answer(model, batch, answer, only_speech)
-        heard = 0
-        for segment in batch:
-            segment.waveform = None  # of an hour they are 230 MB
+    limits = rate * batch_seconds, batch_files
+    for window in _ahead(segments, *(WINDOW * limit for limit in limits)):
+        heard = sorted(filter(_samples, window), key=_samples)
+        for batch in _batched(heard, *limits):
+            _answer(model, batch, answer, only_speech)
+            for segment in batch:
+                segment.waveform = None  # of an hour they are 230 MB
+            if progress is not None:
+                progress(sum(segment.new for segment in batch) / rate)
+        unheard = sum(segment.new for segment in window) - sum(segment.new for segment in heard)
+        if progress is not None and unheard:
+            progress(unheard / rate)
+        for segment in window:
             of_file.append(segment)
-            heard, done = heard + max(0, segment.end - done), max(done, segment.end)
             if segment.last:
                 yield _together(of_file, rate)
-                done, of_file = 0, []
-        if progress is not None:
-            progress(heard / rate)
+                of_file = []
+
+
+def _samples(segment):
+    return 0 if segment.waveform is None else segment.waveform.numel()
+
+
+def _ahead(segments, most_samples, most):
+    """Yields lists of segments, in their order, while a thread reads the next."""
+    read, left = queue.Queue(maxsize=1), threading.Event()
+
+    def hand(window, error=None):
+        while not left.is_set():
+            try:
+                return read.put((window, error), timeout=PATIENCE)
+            except queue.Full:
+                pass
+
+    def run():
+        try:
+            wanted = itertools.takewhile(lambda _: not left.is_set(), segments)
+            for window in _batched(wanted, most_samples, most, padded=False):
+                hand(window)
+            hand(None)
+        except BaseException as error:  # is raised where it is waited for
+            hand(None, error)
+
+    threading.Thread(target=run, name="reads audio ahead", daemon=True).start()
+    try:
+        while True:
+            window, error = read.get()
+            if error is not None:
+                raise error
+            if window is None:
+                return
+            yield window
+            del window  # before the next is waited for
+    finally:
+        left.set()
 
 
 def _together(segments, rate):
@@ -138,7 +191,7 @@ def _together(segments, rate):
 def _segments(files, rate, longest, cut):
     """The segments of all files in their order, and after those of each its last."""
     for item in files:
-        file, end = _path(item), 0
+        file, end, done = _path(item), 0, 0
 
         def counted(blocks):
             nonlocal end
@@ -149,8 +202,10 @@ def _segments(files, rate, longest, cut):
         try:
             blocks, cut_up = _blocks(item, rate, longest, cut)
             for start, waveform in cut_up(counted(blocks), rate, longest=longest):
-                yield _Segment(file, waveform, start, start + waveform.numel())
-            yield _Segment(file, end=end, last=True)
+                stop = start + waveform.numel()
+                yield _Segment(file, waveform, start, stop, max(0, stop - done))
+                done = max(done, stop)
+            yield _Segment(file, end=end, new=end - done, last=True)
         except UserError as error:
             yield _Segment(file, error=str(error), last=True)
 
@@ -176,17 +231,18 @@ def _as_they_are(blocks, rate, *, longest):
         start += block.numel()
 
 
-def _batched(segments, most_samples, most):
-    """Lists of segments that make one batch."""
-    batch, longest, count = [], 0, 0
+def _batched(segments, most_samples, most, *, padded=True):
+    """Lists of segments whose audio, padded to the longest or not, is so much at most."""
+    batch, sizes = [], []
     for segment in segments:
-        samples = 0 if segment.waveform is None else segment.waveform.numel()
-        longest = max(longest, samples)
-        if samples and count and (longest * (count + 1) > most_samples or count == most):
-            yield batch
-            batch, longest, count = [], samples, 0
+        if size := _samples(segment):
+            longest = max([size, *sizes])
+            amount = longest * (len(sizes) + 1) if padded else sum(sizes) + size
+            if sizes and (amount > most_samples or len(sizes) == most):
+                yield batch
+                batch, sizes = [], []
+            sizes.append(size)
         batch.append(segment)
-        count += samples > 0
     if batch:
         yield batch
 

@@ -14,6 +14,10 @@ from speechbrain_summarymixing.files import write_atomically
 from speechbrain_summarymixing.inference import subtitles
 from speechbrain_summarymixing.inference.stream_commands import SEARCH, given_options, line_of
 
+MODEL = (
+    "folder of an exported model, or its name on the hub; or of its ONNX form, or a graph there, "
+    "as FOLDER/model.int8.onnx"
+)
 FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
 DECODING = (*SEARCH, "batch_seconds", "segment_seconds", "segments", "nbest")
 
@@ -39,6 +43,18 @@ def add_decoding(parser):
     parser.add_argument("--beam-size", type=int, metavar="N", help="hypotheses that are kept")
     parser.add_argument(
         "--ngram", metavar="FILE", help="KenLM's or ARPA, which joins in CTC's --decoder beam"
+    )
+    parser.add_argument(
+        "--hotwords",
+        metavar="WORDS",
+        help="names and such, apart by commas, or a file of them, to be found sooner by CTC's "
+        "--decoder beam",
+    )
+    parser.add_argument(
+        "--hotword-weight",
+        type=float,
+        metavar="X",
+        help="added to a hypothesis's log-probability for each token of one (default: 1)",
     )
 
 
@@ -153,7 +169,7 @@ def add_serve(commands):
         help="recognise speech while it is said, for many clients",
         description="Listens for websockets, and shows a page that sends the microphone's sound.",
     )
-    parser.add_argument("model", help="folder of an exported model, or its name on the hub")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
     parser.add_argument("--port", type=int, default=8765, help="0 is any (default: 8765)")
     parser.add_argument("--chunk-ms", type=int, help="heard at once (default: 640)")
@@ -190,11 +206,11 @@ def _serve(arguments):
             'pip install "speechbrain-summarymixing[serve]"'
         ) from error
     from speechbrain_summarymixing.inference.streaming import StreamingModel
-    from speechbrain_summarymixing.inference.transcribe import load_model
+    from speechbrain_summarymixing.inference.transcribe import load_recognizer
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # else each port scan a traceback
-    model = load_model(arguments.model, arguments.device, trust=arguments.trust)
+    model = load_recognizer(arguments.model, arguments.device, trust=arguments.trust)
     names = ("chunk_ms", "left_ms", "endpoint_ms", *SEARCH)
     model = StreamingModel(model, **given_options(arguments, *names))
     names = ("host", "port", "max_clients", "max_silence_seconds", "origins")

@@ -100,7 +100,8 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
     """
     _packages()
     hparams, folder = model.hparams, Path(folder)
-    if folder.exists() and not (folder / "config.json").is_file():
+    own = (folder / "config.json").is_file() and not (folder / "hyperparams.yaml").exists()
+    if folder.exists() and not own:
         raise UserError(f"{folder}: exists, and is no export of ONNX: give another folder")
     features = hparams.compute_features
     told = {name: getattr(features, name, None) for name in FEATURES}
@@ -140,12 +141,19 @@ def _graphs(model, chunk_ms, left_ms):
     transducer = getattr(hparams, "head", None)
     if transducer is None:
         head, output = nn.Sequential(hparams.ctc_lin, nn.LogSoftmax(-1)), "log_probs"
-        name, metadata, others = "model", OFFLINE_METADATA, {}
+        name, metadata, others = "model", {**OFFLINE_METADATA}, {}
     else:
         head, output = transducer.of_frame, "encoder_out"
-        name, metadata = "encoder", TRANSDUCER_METADATA
+        name = "encoder"
+        metadata = {
+            **TRANSDUCER_METADATA,
+            "beam_size": model.mods.decoder.beam_size,
+            "max_symbols": model.mods.decoder.max_symbols,
+        }
         others = {"decoder": PredictorGraph(transducer), "joiner": JoinerGraph(transducer)}
         others = {key: (graph, graph.metadata()) for key, graph in others.items()}
+    if hasattr(hparams, "segment_seconds"):
+        metadata["segment_seconds"] = hparams.segment_seconds
     encoder = hparams.normalize, hparams.front_end, hparams.transformer
     graphs = {"": {name: (OfflineGraph(*encoder, head, output), metadata), **others}}
     if chunk_ms is not None:

@@ -17,7 +17,7 @@ ESCAPED = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 STDIN = "-"
 READ_SECONDS = 10.0  # of a file, at most, in memory
 OF_STREAMS = ("chunk_ms", "left_ms", "endpoint_ms", "microphone")
-SEARCH = ("decoder", "beam_size", "ngram")
+SEARCH = ("decoder", "beam_size", "ngram", "hotwords", "hotword_weight")
 OF_WHOLE_FILES = (
     "batch_seconds",
     "segment_seconds",
@@ -124,10 +124,10 @@ def transcribe_streams(arguments):
         Of ``transcribe``.
     """
     from speechbrain_summarymixing.inference.streaming import StreamingModel
-    from speechbrain_summarymixing.inference.transcribe import load_model
+    from speechbrain_summarymixing.inference.transcribe import load_recognizer
 
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    model = load_model(arguments.model, arguments.device, trust=arguments.trust)
+    model = load_recognizer(arguments.model, arguments.device, trust=arguments.trust)
     names = ("chunk_ms", "left_ms", "endpoint_ms", *SEARCH)
     model = StreamingModel(model, **given_options(arguments, *names))
     failed = 0

@@ -78,7 +78,7 @@ class StreamingModel:
     Arguments
     ---------
     model : EncoderASR or EncoderDecoderASR
-        From `transcribe.load_model`, trained on chunks (`chunk_frames`).
+        From `transcribe.load_recognizer`, trained on chunks (`chunk_frames`).
     chunk_ms : int
         Sound that is waited for before it is recognised: a multiple of the encoder's frame, 40 ms.
         With the 7.5 ms that the filterbank looks ahead it is the algorithmic latency.
@@ -86,7 +86,7 @@ class StreamingModel:
         Sound before a chunk that the mixers see: a multiple of chunk_ms; None is all of the past.
     endpoint_ms : int
         After so long without a token, what was said is final.
-    decoder, beam_size, ngram
+    decoder, **search
         As for `stream_search`.
 
     Raises
@@ -111,8 +111,7 @@ class StreamingModel:
         left_ms=None,
         endpoint_ms=ENDPOINT_MS,
         decoder=None,
-        beam_size=None,
-        ngram=None,
+        **search,
     ):
         hparams = model.hparams
         self.sample_rate, self.tokenizer = hparams.sample_rate, model.tokenizer
@@ -123,21 +122,9 @@ class StreamingModel:
         left = None if left_ms is None else _count(left_ms, chunk_ms, "left_ms", least=0)
         self.chunk_ms, self.left_ms = chunk_ms, left_ms
         self.endpoint_frames = _count(endpoint_ms, 1, "endpoint_ms", least=1) / frame_ms
-        if getattr(hparams, "chunk_frames", None) is None and not hparams.transformer.causal:
-            logger.warning(
-                "The model was not trained on chunks, so as a stream it makes more errors: train "
-                "one with chunk_frames, such as hparams/sumformer_streaming.yaml"
-            )
         try:
-            self.encoder = SpeechEncoder(
-                hparams.compute_features,
-                hparams.normalize,
-                hparams.front_end,
-                hparams.transformer,
-                DynChunkTrainConfig(chunk, left),
-            ).eval()
-            search = stream_search(model, decoder, beam_size=beam_size, ngram=ngram)
-            self.search = search.to(self.device).eval()
+            self.encoder = _encoder(model, DynChunkTrainConfig(chunk, left)).eval()
+            self.search = stream_search(model, decoder, **search).to(self.device).eval()
             with torch.no_grad():
                 self._start = self._states(1)
         except ValueError as error:
@@ -385,6 +372,20 @@ class StreamingRecognizer:
         if not final:
             self.partial = text
         return Event(final, text, words, round(self._frames * seconds, 3))
+
+
+def _encoder(model, config):
+    """The `SpeechEncoder` of a model, or what an export in ONNX has in its place."""
+    if hasattr(model, "stream_encoder"):
+        return model.stream_encoder(config)
+    hparams = model.hparams
+    if getattr(hparams, "chunk_frames", None) is None and not hparams.transformer.causal:
+        logger.warning(
+            "The model was not trained on chunks, so as a stream it makes more errors: train "
+            "one with chunk_frames, such as hparams/sumformer_streaming.yaml"
+        )
+    names = ("compute_features", "normalize", "front_end", "transformer")
+    return SpeechEncoder(*(getattr(hparams, name) for name in names), config)
 
 
 def _count(value, unit, name, *, least):

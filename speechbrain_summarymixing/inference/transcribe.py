@@ -12,13 +12,13 @@ from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
 from speechbrain_summarymixing.inference.decoding import Decoder, spelling
+from speechbrain_summarymixing.inference.onnx_model import OPTION, OnnxRecognizer, find_graph
 from speechbrain_summarymixing.inference.provenance import check_sums
 from speechbrain_summarymixing.inference.segments import WAYS, cutter, merge
 from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
 from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.processes import check_device
 
-OPTION = "MODEL"
 SEGMENT_SECONDS = 20.0  # of models that do not tell theirs
 COMMAND_SECONDS = 30.0  # longest file that is one command to understand, as in training
 
@@ -165,6 +165,31 @@ def load_model(source, device=None, *, command="transcribe", trust=False):
     return model
 
 
+def load_recognizer(source, device=None, *, trust=False):
+    """Loads a recogniser: an exported model, or its form in ONNX.
+
+    Arguments
+    ---------
+    source : str or Path
+        As for `load_model`; or a folder of ``summarymixing export``, or a graph there, as
+        model.int8.onnx.
+    device, trust
+        As for `load_model`.
+
+    Returns
+    -------
+    EncoderDecoderASR or EncoderASR
+
+    Raises
+    ------
+    UserError
+        As `load_model` and `OnnxRecognizer` do.
+    """
+    if (graph := find_graph(source)) is not None:
+        return OnnxRecognizer(graph, device)
+    return load_model(source, device, trust=trust)
+
+
 def _check_tokens(model, file):
     """A model whose outputs are the tokens of another tokenizer would say other words."""
     outputs, known = model.hparams.ctc_lin.w.out_features, model.tokenizer.get_piece_size()
@@ -184,6 +209,8 @@ def transcribe(
     decoder=None,
     beam_size=None,
     ngram=None,
+    hotwords=None,
+    hotword_weight=None,
     nbest=1,
     **batches,
 ):
@@ -192,7 +219,7 @@ def transcribe(
     Arguments
     ---------
     model : EncoderDecoderASR or EncoderASR
-        From `load_model`.
+        From `load_recognizer`.
     files : iterable of str, Path or Utterance
         Audio of any format, rate and number of channels that libsndfile reads.
     segment_seconds : float or None
@@ -203,8 +230,8 @@ def transcribe(
         Where a longer file is cut, and what is left out: "pauses", by loudness; "vad", by
         silero-vad's network; "windows": nowhere, but segments overlap, and their words are merged.
         None: "pauses".
-    decoder, beam_size, ngram, nbest
-        As for `Decoder`.
+    decoder, beam_size, ngram, hotwords, hotword_weight, nbest
+        As for `Search`, where decoder is its name.
     **batches
         As for `in_batches`.
 
@@ -218,7 +245,8 @@ def transcribe(
     UserError
         If an option cannot be, or "vad" needs what is not installed.
     """
-    decode = Decoder(model, decoder, beam_size=beam_size, ngram=ngram, nbest=nbest)
+    search = {"beam_size": beam_size, "ngram": ngram, "hotwords": hotwords}
+    decode = Decoder(model, decoder, **search, hotword_weight=hotword_weight, nbest=nbest)
     if segment_seconds is None:
         segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)
     cut = cutter(segments or WAYS[0], model.hparams.sample_rate)

@@ -9,9 +9,10 @@ from speechbrain.decoders.ctc import CTCBeam as Beam
 
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.lobes.emissions import Emission
+from speechbrain_summarymixing.lobes.hotwords import BEGINS, Hotwords, hotwords_of
 
 FIRST = 0xF0000  # of a private area of Unicode: a character for each token
-BEGINS = "▁"  # a word, in sentencepiece
+HOTWORD_WEIGHT = 1.0  # nats for each token; more finds words that were not said
 REMEMBERED = 100_000  # texts whose score by the language model is known
 
 
@@ -34,13 +35,17 @@ class CTCBeam(CTCPrefixBeamSearcher):
     ngram : str or Path or None
         Language model over words for KenLM, in its binary form or ARPA (.arpa), to which
         SpeechBrain gives the weight 0.5, and each word 1.5.
+    hotwords : str, Path, iterable of str or None
+        As for `hotwords_of`: words that one waits for.
+    hotword_weight : float or None
+        As for `Hotwords`; None: 1.
     **options
         As for SpeechBrain's searcher.
 
     Raises
     ------
     UserError
-        If the language model cannot be used.
+        If the language model or hotwords cannot be used.
 
     Example
     -------
@@ -53,7 +58,17 @@ class CTCBeam(CTCPrefixBeamSearcher):
     Reference: Hannun et al., arXiv 1408.2873, algorithm 1.
     """
 
-    def __init__(self, pieces, *, blank_index, beam_size, ngram=None, **options):
+    def __init__(
+        self,
+        pieces,
+        *,
+        blank_index,
+        beam_size,
+        ngram=None,
+        hotwords=None,
+        hotword_weight=None,
+        **options,
+    ):
         marks = [BEGINS * piece.startswith(BEGINS) for piece in pieces]
         try:
             super().__init__(
@@ -77,6 +92,11 @@ class CTCBeam(CTCPrefixBeamSearcher):
                 "file, named .arpa, or one that KenLM's build_binary wrote"
             ) from error
         self.is_spm, self._scores = True, None  # also where no piece begins a word
+        if hotwords is not None:
+            weight = HOTWORD_WEIGHT if hotword_weight is None else hotword_weight
+            self.lm = Hotwords(hotwords_of(hotwords), pieces, weight=weight, scorer=self.lm)
+        elif hotword_weight is not None:
+            raise UserError(f"--hotword-weight is {hotword_weight}: give --hotwords too")
         if self.lm is not None:
             self.lm = SpelledScorer(self.lm, pieces)
 
@@ -182,7 +202,7 @@ class TextScores(dict):
 
     Arguments
     ---------
-    lm : KenlmScorer
+    lm : SpelledScorer
     """
 
     def __init__(self, lm):
@@ -208,7 +228,7 @@ class SpelledScorer:
 
     Arguments
     ---------
-    scorer : KenlmScorer
+    scorer : KenlmScorer or Hotwords
     pieces : list of str
         As for `CTCBeam`.
     """

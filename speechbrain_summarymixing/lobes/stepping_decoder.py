@@ -198,7 +198,8 @@ class SteppingDecoderLayer(TransformerDecoderLayer):
         self.self_attn = CausalAttention(nhead, d_model, dropout)
         self.multihead_attn = CrossAttention(nhead, d_model, dropout)
         for parameter in self.parameters():  # as SpeechBrain's models do
-            if parameter.dim() > 1:
+            # without values none is drawn, for which torch would import its compiler, a second
+            if parameter.dim() > 1 and not parameter.is_meta:
                 nn.init.xavier_normal_(parameter)
 
 

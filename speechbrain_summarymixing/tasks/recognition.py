@@ -1,6 +1,6 @@
 """Joint CTC and attention training of a speech recogniser (arXiv 1609.06773)."""
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -10,6 +10,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 
 from speechbrain_summarymixing.data import sets, tokens
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.decoding import Search
 from speechbrain_summarymixing.inference.export import CTC, RECOGNITION, chunks_in_words, export
 from speechbrain_summarymixing.inference.language_model import check_tokenizer, load_language_model
 from speechbrain_summarymixing.tasks import chunks, metrics
@@ -70,11 +71,43 @@ class ASR(SpeechTask):
         tokenizer = cls.tokenizer(hparams, train, others)
         if language_model is not None:
             check_tokenizer(language_model, Path(hparams["output_folder"]) / "tokenizer.model")
+        cls.search(hparams, tokenizer)  # fails now, not after days of training
         return tokenizer
+
+    @classmethod
+    def search(cls, hparams, tokenizer):
+        """Returns the `Search` of tests."""
+        name, beam = hparams["test_decoder"], None
+        if name == "beam":
+            beam = hparams["test_beam_size"]
+        return Search(
+            name,
+            **cls._searches(hparams),
+            tokenizer=tokenizer,
+            option="--test_decoder",
+            beam_size=beam,
+            ngram=hparams["ngram"],
+        )
+
+    @classmethod
+    def _searches(cls, hparams):
+        """The searches that the hyperparameters make, and whether there is a CTC head."""
+        own = hparams["test_search"] if hparams["num_decoder_layers"] else None
+        return {"own": own, "greedy": None, "has_ctc": cls.validates_by_ctc}
+
+    @cached_property
+    def _search(self):
+        return self.search(vars(self.hparams), self.targets)
 
     @classmethod
     def _check_decoder(cls, hparams):
         if hparams["num_decoder_layers"]:
+            language_model, name = hparams["lm_folder"], hparams["test_decoder"]
+            if language_model is not None and name not in (None, "joint"):
+                raise UserError(
+                    f"--lm_folder is {language_model}, but a language model joins in the joint "
+                    f"search, and --test_decoder is {name}: leave one of them out"
+                )
             return
         if not cls.validates_by_ctc:
             raise UserError(
@@ -148,8 +181,7 @@ class ASR(SpeechTask):
     def compute_forward(self, batch, stage):
         """Returns CTC and decoder log-probabilities (B, T, V), (B, U, V) and hypotheses.
 
-        A test by a decoder has hypotheses alone; without a decoder there are none of its
-        log-probabilities.
+        A test has hypotheses alone; without a decoder there are none of its log-probabilities.
         """
         batch = batch.to(self.device)
         hparams = self.hparams
@@ -157,9 +189,9 @@ class ASR(SpeechTask):
         features, lengths = self.features(batch, stage)
         frames = self.modules.front_end(features, lengths)
         seen = self.seen_chunks(batch, stage)
-        if stage == sb.Stage.TEST and has_decoder:
+        if stage == sb.Stage.TEST:
             encoded = self.modules.transformer.encode(frames, lengths, dynchunktrain_config=seen)
-            return None, None, lengths, hparams.test_search(encoded, lengths)[0]
+            return None, None, lengths, self._tested(encoded, lengths)
         encoded, *_, decoded = self.modules.transformer(
             frames,
             batch.tokens_bos.data if has_decoder else None,
@@ -177,6 +209,13 @@ class ASR(SpeechTask):
         if stage != sb.Stage.TRAIN and self.validates_by_ctc:
             hypotheses = ctc_greedy_decode(p_ctc, lengths, blank_id=hparams.blank_index)
         return p_ctc, p_seq, lengths, hypotheses
+
+    def _tested(self, encoded, lengths):
+        """The tokens that the search of tests finds in each utterance."""
+        log_probs = None
+        if self._search.by_ctc:
+            log_probs = self.hparams.log_softmax(self.modules.ctc_lin(encoded))
+        return [tokens for ((tokens, _), *_) in self._search(encoded, log_probs, lengths)]
 
     def compute_objectives(self, predictions, batch, stage):
         """Returns the weighted sum of the CTC and the attention loss; 0 for a test."""

@@ -36,6 +36,10 @@ class Transducer(ASR):
                 "is the transducer's weight"
             )
 
+    @classmethod
+    def _searches(cls, hparams):
+        return {"own": hparams["test_search"], "greedy": hparams["greedy_search"]}
+
     def compute_forward(self, batch, stage):
         """Returns the joiner's scores (B, T, U + 1, V), CTC's (B, T, V), and hypotheses.
 
@@ -48,7 +52,7 @@ class Transducer(ASR):
         seen = self.seen_chunks(batch, stage)
         encoded = self.modules.transformer(frames, None, lengths, dynchunktrain_config=seen)[0]
         if stage == sb.Stage.TEST:
-            return None, None, lengths, hparams.test_search(encoded, lengths)[0]
+            return None, None, lengths, self._tested(encoded, lengths)
         p_ctc = hypotheses = None
         if stage == sb.Stage.VALID:
             hypotheses = hparams.greedy_search(encoded, lengths)[0]

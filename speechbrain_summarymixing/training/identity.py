@@ -37,6 +37,8 @@ FREE_SETTINGS = {
     "nonfinite_patience",
     "valid_batch_size",
     "test_batch_size",
+    "test_decoder",
+    "ngram",
     "test_beam_size",
     "ctc_weight_decode",
     "temperature",

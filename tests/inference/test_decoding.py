@@ -189,6 +189,7 @@ def test_a_transducer_has_searches_of_its_own_which_tell_the_frames():
     model = SimpleNamespace(
         device="cpu",
         encode_batch=lambda wavs, lengths: encoded,
+        tokenizer=None,
         mods=SimpleNamespace(decoder=searches["beam"]),
         hparams=SimpleNamespace(greedy_search=searches["greedy"]),
     )

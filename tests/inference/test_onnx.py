@@ -11,7 +11,7 @@ import torch
 from pages import run_python
 from sherpa import streamed, tokens_of
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
-from tiny import EXAMPLE, FILES, ROOT
+from tiny import EXAMPLE, FILES, ROOT, SAID
 from torch import nn
 
 from speechbrain_summarymixing.audio import read_audio
@@ -21,7 +21,7 @@ from speechbrain_summarymixing.inference import onnx
 from speechbrain_summarymixing.inference.graphs import OfflineGraph, StreamingGraph
 from speechbrain_summarymixing.inference.onnx import export_onnx
 from speechbrain_summarymixing.inference.streaming import StreamingModel
-from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
+from speechbrain_summarymixing.inference.transcribe import load_model, load_recognizer, transcribe
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
 
 STREAMING = EXAMPLE.with_name("sumformer-mini-streaming")
@@ -131,6 +131,37 @@ def test_sherpa_onnx_says_the_same_words_offline_and_as_a_stream(exported):
         assert online.get_result(stream).strip() == said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"decoder": "greedy"}, {"decoder": "beam", "beam_size": 4}])
+def test_transcribe_says_the_same_words_by_the_graph(exported, options):
+    expected = list(transcribe(load_model(STREAMING, "cpu"), FILES, **options))
+    found = list(transcribe(load_recognizer(exported), FILES, **options))
+    assert [one.text for one in found] == [one.text for one in expected]
+    times = [
+        [[(w.word, w.begin, w.end) for w in one.words] for one in x] for x in (found, expected)
+    ]
+    assert times[0] == times[1]
+    small = transcribe(load_recognizer(exported / "model.int8.onnx"), FILES, **options)
+    right = [a == b for one, s in zip(small, SAID.values()) for a, b in zip(one.text, s)]
+    assert sum(right) > 0.5 * len(right)
+
+
+@pytest.mark.slow
+def test_streams_say_the_same_words_by_the_graph(exported):
+    texts = []
+    for model in (load_model(STREAMING, "cpu"), load_recognizer(exported)):
+        streams = StreamingModel(model, chunk_ms=640)
+        texts.append([])
+        for file in FILES:
+            with streams.open() as stream:
+                # whole chunks: after the end of a stream a graph hears silence, and torch nothing
+                samples = read_audio(file, 16000)
+                stream.put(samples[: len(samples) // 10240 * 10240])
+                stream.finish()
+                texts[-1].append(stream.text)
+    assert texts[0] == texts[1] and all(texts[0])
+
+
 EXAMPLE_SCRIPT = ROOT / "examples" / "onnx_transcribe.py"
 
 
@@ -169,8 +200,10 @@ def test_words_in_an_environment_without_torch(exported, tmp_path):
 
 def test_what_cannot_be_exported_says_so(model, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("here")
-    with pytest.raises(UserError, match="exists, and is no export"):
-        export_onnx(model, tmp_path)
+    for name in ("hyperparams.yaml", "config.json", "x"):  # and what torch loads stays
+        with pytest.raises(UserError, match="exists, and is no export"):
+            export_onnx(model, tmp_path)
+        (tmp_path / name).touch()
     monkeypatch.setattr(model.hparams.compute_features, "n_mels", 40)
     with pytest.raises(UserError, match="'n_mels': 40"):
         export_onnx(model, tmp_path / "new")

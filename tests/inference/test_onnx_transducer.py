@@ -21,7 +21,7 @@ from speechbrain_summarymixing.lobes.transducer import (
     StatelessPredictor,
     TransducerHead,
 )
-from speechbrain_summarymixing.lobes.transducer_search import TransducerGreedy
+from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 
@@ -59,7 +59,7 @@ def test_sherpa_onnx_says_the_tokens_of_a_transducer(tmp_path):
     hparams = model.hparams
     hparams.head = head(partial(StatelessPredictor, width=16))
     hparams.greedy_search = TransducerGreedy(hparams.head, max_symbols=1)  # as sherpa-onnx
-    model.mods.decoder = hparams.greedy_search
+    model.mods.decoder = TransducerBeam(hparams.head, beam_size=4, max_symbols=1)
     hparams.transformer = SummaryMixingASR(
         80,
         320,

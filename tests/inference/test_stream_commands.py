@@ -201,7 +201,7 @@ def test_another_search_may_be_chosen(loaded, run, monkeypatch):
     monkeypatch.setattr(streaming, "stream_search", search)
     status, out, _ = run("--decoder=beam", "--beam-size=3", FILES[1])
     assert status == 0 and out.splitlines()[-1] == SAID["code"]
-    assert given == [("beam", {"beam_size": 3, "ngram": None})]
+    assert given == [("beam", {"beam_size": 3})]
     status, _, err = run("--decoder=joint", FILES[1])
     assert status == 1 and "--decoder is joint" in err and "without --stream" in err
 

@@ -1,0 +1,338 @@
+"""Exports in ONNX as recognisers: onnxruntime computes the network, the rest is as with torch.
+
+B is the batch, T the frames of the encoder, V the number of tokens.
+"""
+
+import json
+import math
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from speechbrain.decoders import ctc_greedy_decode
+from speechbrain.inference.ASR import EncoderASR
+from torch import nn
+
+from speechbrain_summarymixing.errors import UserError, reason_of
+from speechbrain_summarymixing.files import read_lines
+from speechbrain_summarymixing.inference.graphs import SUBSAMPLING, StreamingGraph
+from speechbrain_summarymixing.inference.onnx import INSTALL
+from speechbrain_summarymixing.inference.provenance import check_sums
+from speechbrain_summarymixing.lobes.frontend import KaldiFbank
+from speechbrain_summarymixing.lobes.streaming import SampleWindows
+from speechbrain_summarymixing.lobes.transducer import BLANK
+from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
+
+OPTION = "MODEL"
+TOKENS = "tokens.txt"
+CTC, ENCODER = "model", "encoder"  # how the names of graphs begin, of CTC and of a transducer
+NO_MEMORY = "allocate memory|bad_alloc"
+AGAIN = "copy the folder again, or export the model anew"
+
+
+def find_graph(source):
+    """Returns the path of the graph that a model's name means, or None where it means no export.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder that `export_onnx` wrote, of which it is the graph in full precision, or a graph
+        there, as model.int8.onnx.
+    """
+    path = Path(source)
+    if path.suffix == ".onnx":
+        return path
+    graphs = (path / f"{name}.onnx" for name in (CTC, ENCODER))
+    return next((graph for graph in graphs if graph.is_file()), None)
+
+
+class OnnxRecognizer(EncoderASR):
+    """A recogniser whose network onnxruntime computes, on the CPU, by as many threads as torch.
+
+    It is for `transcribe`, `Decoder` and `StreamingModel`, as what `load_model` returns.
+
+    Arguments
+    ---------
+    graph : str or Path
+        As from `find_graph`; what is beside it belongs to it, and its streams are in the folder
+        ``streaming``.
+    device : str or None
+        None, or "cpu".
+
+    Raises
+    ------
+    UserError
+        If onnxruntime is missing, a file is missing, damaged or not as it was exported, or the
+        device is another.
+
+    Example
+    -------
+    >>> model = OnnxRecognizer("FOLDER/model.int8.onnx")  # doctest: +SKIP
+    >>> [transcript.text for transcript in transcribe(model, ["speech.wav"])]  # doctest: +SKIP
+    ['SET AN ALARM']
+    """
+
+    def __init__(self, graph, device=None):
+        if device not in (None, "cpu"):
+            raise UserError(
+                f"--device is {device}, but {OPTION} is {graph}, and graphs are computed by the "
+                "CPU here: leave --device out, or take the model that it was exported from"
+            )
+        self.graph = Path(graph)
+        features, encoder = KaldiFbank(), Graph(self.graph)
+        about = encoder.metadata
+        hparams = {
+            "tokenizer": Tokens(self.graph.with_name(TOKENS)),
+            "decoding_function": partial(ctc_greedy_decode, blank_id=BLANK),
+            "compute_features": features,
+            "sample_rate": features.sample_rate,
+            "ctc_lin": nn.Identity(),  # a graph tells CTC's log-probabilities
+        }
+        if "segment_seconds" in about:
+            hparams["segment_seconds"] = _number(about, "segment_seconds", self.graph)
+        modules = {"encoder": OfflineEncoder(features, encoder)}
+        if not self.graph.name.startswith(CTC):
+            head = Head(self.graph)
+            symbols = {"max_symbols": int(_number(about, "max_symbols", self.graph, 1))}
+            beam = int(_number(about, "beam_size", self.graph, 10))
+            hparams["greedy_search"] = TransducerGreedy(head, **symbols)
+            modules["decoder"] = TransducerBeam(head, beam_size=beam, **symbols)
+        super().__init__(modules=modules, hparams=hparams, run_opts={"device": "cpu"})
+        known = self.tokenizer.get_piece_size()
+        if "decoder" not in modules and encoder.width != known:
+            raise UserError(
+                f"{self.graph.with_name(TOKENS)}: has {known} tokens, but the model's outputs are "
+                f"{encoder.width}: {AGAIN}"
+            )
+
+    def stream_encoder(self, dynchunktrain_config):
+        """Returns the `StreamingEncoder` of its streams.
+
+        Arguments
+        ---------
+        dynchunktrain_config : DynChunkTrainConfig
+            The chunks that are asked for.
+
+        Raises
+        ------
+        UserError
+            If its streams are of other chunks, or there are none.
+        """
+        file = self.graph
+        if file.parent.name != "streaming":
+            file = file.parent / "streaming" / file.name
+        if not file.is_file():
+            raise UserError(
+                f"{file}: no such file, and a stream needs it: export the model with --chunk-ms"
+            )
+        return StreamingEncoder(self.hparams.compute_features, Graph(file), dynchunktrain_config)
+
+
+class Graph:
+    """A graph and its metadata.
+
+    Arguments
+    ---------
+    file : Path
+    """
+
+    def __init__(self, file):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"{error.name} is not installed: {INSTALL}") from error
+        if not file.is_file():
+            raise UserError(f"{OPTION} has no {file}: {AGAIN}")
+        check_sums(file.parent, {file.name: file}, option=OPTION)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of many kinds, which have no name
+            raise UserError(f"{file}: cannot be loaded ({reason_of(error)}): {AGAIN}") from error
+        self.file, self.inputs = file, self._session.get_inputs()
+        self.metadata = self._session.get_modelmeta().custom_metadata_map
+        self.width = self._session.get_outputs()[0].shape[-1]
+
+    def check(self, *names):
+        """Makes sure that its inputs have these names, and returns itself."""
+        if (found := [one.name for one in self.inputs]) != list(names):
+            raise UserError(
+                f"{self.file}: takes {', '.join(found)}, but must take {', '.join(names)}, as what "
+                f"summarymixing export writes: {AGAIN}"
+            )
+        return self
+
+    def __call__(self, *inputs):
+        """Returns the outputs of inputs, tensors both."""
+        feeds = {one.name: x.numpy() for one, x in zip(self.inputs, inputs)}
+        try:
+            return [torch.from_numpy(x) for x in self._session.run(None, feeds)]
+        except Exception as error:
+            if re.search(NO_MEMORY, str(error)):
+                raise MemoryError(str(error)) from error
+            raise UserError(
+                f"{self.file}: cannot be computed ({reason_of(error)}): {AGAIN}"
+            ) from error
+
+
+class OfflineEncoder(nn.Module):
+    """From waveforms to CTC's log-probabilities, or to what a transducer's head is told.
+
+    Arguments
+    ---------
+    features : KaldiFbank
+    graph : Graph
+    """
+
+    def __init__(self, features, graph):
+        super().__init__()
+        self.features, self._graph = features, graph.check("x", "x_lens")
+
+    def forward(self, wavs, lengths):
+        """Returns (B, T, V) of waveforms (B, samples) and relative lengths (B,)."""
+        x = self.features(wavs, lengths)
+        return self._graph(x, (lengths * x.size(1)).round().long())[0]
+
+
+class StreamingEncoder(nn.Module):
+    """As `SpeechEncoder`, of a graph; a stream's last chunk hears silence after its end.
+
+    Arguments
+    ---------
+    features : KaldiFbank
+    graph : Graph
+    dynchunktrain_config : DynChunkTrainConfig
+
+    Raises
+    ------
+    UserError
+        If the graph is of other chunks.
+    """
+
+    def __init__(self, features, graph, dynchunktrain_config):
+        super().__init__()
+        self.features, self._graph = features, graph.check(*StreamingGraph.inputs)
+        self.chunk_frames = int(_number(graph.metadata, "T", graph.file)) // SUBSAMPLING
+        self.frame_samples = features.samples
+        frame_ms = 1000 * features.samples // features.sample_rate
+        if dynchunktrain_config.chunk_size != self.chunk_frames:
+            raise UserError(
+                f"--chunk-ms is {frame_ms * dynchunktrain_config.chunk_size}, but {graph.file} "
+                f"hears chunks of {frame_ms * self.chunk_frames} ms: give --chunk-ms "
+                f"{frame_ms * self.chunk_frames}, or export the model anew"
+            )
+        if dynchunktrain_config.left_context_size is not None:
+            raise UserError(
+                f"--left-ms is given, but {graph.file} sees what its export said: leave it out"
+            )
+
+    def windows(self):
+        """As `SpeechEncoder.windows`."""
+        return SampleWindows(self.features, self.chunk_frames)
+
+    def initial_state(self, batch):
+        """As `SpeechEncoder.initial_state`."""
+        return tuple(
+            torch.zeros(
+                batch,
+                *(size for i, size in enumerate(one.shape) if i != axis),
+                dtype=torch.long if "int64" in one.type else torch.float32,
+            )
+            for one, axis in zip(self._graph.inputs[1:], StreamingGraph.batch_axes)
+        )
+
+    def step(self, windows, frames, state):
+        """As `SpeechEncoder.step`."""
+        axes = StreamingGraph.batch_axes
+        state = (x.movedim(0, axis).contiguous() for x, axis in zip(state, axes))
+        encoded, *state = self._graph(self.features.of_windows(windows), *state)
+        return encoded, tuple(x.movedim(axis, 0) for x, axis in zip(state, axes))
+
+
+class Head(nn.Module):
+    """As `TransducerHead`, of graphs, to which an encoder's graph tells projected frames.
+
+    Arguments
+    ---------
+    encoder : Path
+        Beside which the others are.
+    """
+
+    def __init__(self, encoder):
+        super().__init__()
+        places = (
+            encoder.with_name(encoder.name.replace(ENCODER, n)) for n in ("decoder", "joiner")
+        )
+        self._predictor, self._joiner = map(Graph, places)
+        self._predictor.check("y")
+        self._joiner.check("encoder_out", "decoder_out")
+        self.context = int(_number(self._predictor.metadata, "context_size", encoder))
+        self.output = SimpleNamespace(weight=torch.empty(0))  # its type and device
+
+    def predictor(self, tokens, state=None):
+        """As `StatelessPredictor.forward`, of one token each (N, 1)."""
+        if state is None:
+            state = tokens.new_zeros(len(tokens), self.context - 1)
+        said = torch.cat((state, tokens), dim=1)
+        return self._predictor(said)[0].unsqueeze(1), said[:, 1:]
+
+    def join(self, encoded, predicted):
+        """As `TransducerHead.join`."""
+        encoded, predicted = torch.broadcast_tensors(encoded, predicted)
+        rows = (x.flatten(0, -2).contiguous() for x in (encoded, predicted))
+        return self._joiner(*rows)[0].unflatten(0, encoded.shape[:-1])
+
+
+class Tokens:
+    """What tokens spell, as sentencepiece tells it.
+
+    Arguments
+    ---------
+    file : Path
+        Of an export: a token and its number in each line, of which 0 is the blank and 1 and 2
+        spell nothing.
+    """
+
+    def __init__(self, file):
+        if not file.is_file():
+            raise UserError(f"{OPTION} has no {file}: {AGAIN}")
+        check_sums(file.parent, {file.name: file}, option=OPTION)
+        rows = [line.rpartition(" ") for line in read_lines(file)]
+        self._pieces = [piece for piece, *_ in rows]
+        if [number for *_, number in rows] != [str(i) for i in range(len(rows))]:
+            raise UserError(
+                f"{file}: has no token with its number, from 0 on, in each line: {AGAIN}"
+            )
+
+    def get_piece_size(self):
+        """Returns how many tokens there are."""
+        return len(self._pieces)
+
+    def id_to_piece(self, token):
+        """Returns how a token is written; "▁" begins a word."""
+        return self._pieces[token]
+
+    def decode_ids(self, tokens):
+        """Returns the text of tokens."""
+        spelled = "".join(self._pieces[token] for token in tokens if token > 2)
+        return spelled.replace("▁", " ").lstrip(" ")
+
+
+def _number(metadata, key, file, default=None):
+    """A number of a graph's metadata, which are texts."""
+    try:
+        number = json.loads(metadata[key]) if default is None or key in metadata else default
+        if isinstance(number, (int, float)) and math.isfinite(number) and number > 0:
+            return number
+    except (KeyError, ValueError):
+        pass
+    raise UserError(
+        f"{file}: its metadata say {metadata.get(key)!r} of {key}, which must be a number above 0: "
+        f"{AGAIN}"
+    )
