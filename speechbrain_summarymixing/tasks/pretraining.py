@@ -35,15 +35,15 @@ class Pretraining(SpeechTask):
         Arguments, and what is raised, are those of `SpeechTask.prepare`.
         """
         length, stride = hparams["mask_length"], hparams["frame_multiple"]
-        if length < 1 or length % stride:
+        if length % stride:
             raise UserError(
                 f"--mask_length is {length}, but must be a multiple of {stride} frames of 10 ms, "
                 f"which make one of the encoder: give for example {stride}"
             )
-        if not 0 < hparams["mask_prob"] <= 1:
+        if hparams["mask_prob"] > 1:
             raise UserError(
-                f"--mask_prob is {hparams['mask_prob']}, but must be above 0 and up to 1: the "
-                "part of frames at which a mask begins"
+                f"--mask_prob is {hparams['mask_prob']}, but must be 1 at most: the part of frames "
+                "at which a mask begins"
             )
         if (more := hparams["transformer"].encoder.stride) != 1:
             raise UserError(
