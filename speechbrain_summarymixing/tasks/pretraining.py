@@ -81,23 +81,37 @@ class Pretraining(SpeechTask):
         """Returns scores (N, codes) of the N masked frames of a batch, and their codes (N,)."""
         masked = batch.mask.data.flatten().nonzero().squeeze(1)  # before the batch leaves the host
         batch = batch.to(self.device)
-        masked = masked.to(self.device)
         features, lengths = self.features(batch, stage)
-        stacked = features.unflatten(1, (-1, self.hparams.frame_multiple)).flatten(2)  # (B, T, F')
+        noise = self._noise(features, batch, stage)
+        return self.predict(features, lengths, noise, batch.mask.data, masked.to(self.device))
+
+    def predict(self, features, lengths, noise, mask, masked):
+        """Returns scores and codes, as `compute_forward`.
+
+        Arguments
+        ---------
+        features, noise : torch.Tensor
+            (B, T S, F), of S feature frames in one of the encoder.
+        lengths : torch.Tensor
+            (B,), relative.
+        mask : torch.Tensor
+            (B, T), True where the encoder hears the noise alone.
+        masked : torch.Tensor
+            (N,), where it is, of B T.
+        """
+        stride = self.hparams.frame_multiple
+        stacked = features.unflatten(1, (-1, stride)).flatten(2)  # (B, T, S F)
         codes = self.modules.quantizer(stacked.flatten(0, 1).index_select(0, masked))
-        heard = self._with_noise(features, batch, stage)
+        heard = torch.where(mask.repeat_interleave(stride, 1).unsqueeze(2), noise, features)
         encoded = self.modules.transformer(self.modules.front_end(heard, lengths), None, lengths)[0]
         scores = self.modules.code_lin(encoded.flatten(0, 1).index_select(0, masked))
         return scores, codes
 
-    def _with_noise(self, features, batch, stage):
-        """Features (B, T, F) with noise in place of masked ones."""
+    def _noise(self, features, batch, stage):
         hparams = self.hparams
         epoch = hparams.epoch_counter.current if stage == sb.Stage.TRAIN else 0
         with drawn_from("noise", hparams.seed, epoch, *batch.id, device=self.device):
-            noise = torch.randn_like(features) * hparams.noise_std + hparams.noise_mean
-        mask = batch.mask.data.repeat_interleave(hparams.frame_multiple, 1)
-        return torch.where(mask.unsqueeze(2), noise, features)
+            return torch.randn_like(features) * hparams.noise_std + hparams.noise_mean
 
     def compute_objectives(self, predictions, batch, stage):
         """Returns the mean cross-entropy of the masked frames; 0 where none is masked."""

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import speechbrain as sb
@@ -11,13 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.inference.encoders import WaveformEncoder
+from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.quantisers import RandomProjectionQuantizer
-from tiny import ROOT, SMALL
+from tiny import SMALL
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.corpora.manifest import read_manifest
 from speechbrain_summarymixing.data.masking import MaskedBatches
+from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
+from speechbrain_summarymixing.lobes.frontend import MaskedConvolutionFrontEnd
 from speechbrain_summarymixing.lobes.quantizer import RandomCodes
+from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.tasks.pretraining import Pretraining
 from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.tasks.transfer import ENCODER
@@ -156,7 +164,8 @@ def test_only_masked_frames_count(brain):
     brain.measured = {}
     loss = brain.compute_objectives((scores, codes), batch, sb.Stage.VALID)
     features, lengths = brain.features(batch, sb.Stage.VALID)
-    heard = brain._with_noise(features, batch, sb.Stage.VALID)
+    noise = brain._noise(features, batch, sb.Stage.VALID)
+    heard = torch.where(batch.mask.data.repeat_interleave(STRIDE, 1)[..., None], noise, features)
     encoded = brain.modules.transformer.encode(brain.modules.front_end(heard, lengths), lengths)
     whole = brain.modules.code_lin(encoded).log_softmax(-1)
     stacked = torch.stack([features[:, i::STRIDE] for i in range(STRIDE)], 2).flatten(2)
@@ -172,15 +181,32 @@ def test_only_masked_frames_count(brain):
 
 def test_what_stands_beside_an_utterance_and_after_its_end_changes_nothing(brain):
     # noise is drawn for a batch: here there is none
-    silent = {"noise_std": brain.hparams.noise_std}
-    brain.hparams.noise_std = 0.0
+    deviation, brain.hparams.noise_std = brain.hparams.noise_std, 0.0
     together = random_batch([0.4, 1.0])
     scores, codes = brain.compute_forward(together, sb.Stage.VALID)
     alone = brain.compute_forward(random_batch([0.4]), sb.Stage.VALID)
-    brain.hparams.noise_std = silent["noise_std"]
+    brain.hparams.noise_std = deviation
     n = len(alone[0])
     assert codes[:n].equal(alone[1]) and n == together.mask.data[0].sum()
     torch.testing.assert_close(scores[:n], alone[0], rtol=1e-6, atol=1e-6)
+
+
+def test_no_tensor_is_made_on_the_wrong_device_and_no_value_is_waited_for():
+    with FakeTensorMode(), torch.device("cuda"):  # which has no values to wait for
+        mixer = partial(SelectiveSummaryMixing, 16, nhead=2, neighbours=4, summaries=2)
+        modules = SimpleNamespace(
+            front_end=MaskedConvolutionFrontEnd(20, (4, 4)),
+            transformer=SummaryMixingASR(
+                1, 20, token_mixer=mixer, d_model=16, num_encoder_layers=1, num_decoder_layers=0
+            ),
+            quantizer=RandomCodes(80, 4, 32),
+            code_lin=Linear(input_size=16, n_neurons=32),
+        )
+        stub = SimpleNamespace(modules=modules, hparams=SimpleNamespace(frame_multiple=STRIDE))
+        features, mask = torch.randn(2, 40, 20), torch.ones(2, 10, dtype=torch.bool)
+        found = Pretraining.predict(stub, features, torch.ones(2), features, mask, torch.arange(7))
+    assert [t.device.type for t in found] == ["cuda", "cuda"]
+    assert found[0].shape == (7, 32) and found[1].shape == (7,)
 
 
 def test_a_batch_without_a_masked_frame_has_no_loss_and_finite_gradients(brain):
@@ -306,6 +332,28 @@ def test_a_pretrained_encoder_does_not_transcribe(trained, noises, capsys):
 
 
 @pytest.mark.slow
+def test_two_processes_measure_what_one_does(arguments, trained, untold, tmp_path):
+    """Of the same weights: masks and noise of tests depend on the utterance and batch alone."""
+    system, *options = arguments(tmp_path / "out", train_csv=untold, batch_seconds=2)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["-m", "speechbrain_summarymixing", "train", system, *options]
+    subprocess.run(
+        [sys.executable, *launcher, *command, "--distributed_backend=gloo"],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    two = json.loads((tmp_path / "out/results.json").read_text())
+    assert two["processes"] == 2
+    experiment.run(
+        arguments(tmp_path / "out", train_csv=untold, batch_seconds=2, test_only=True), Pretraining
+    )
+    one = json.loads((tmp_path / "out/results.json").read_text())
+    assert one["processes"] == 1 and one["test"]["test"] == pytest.approx(two["test"]["test"])
+    assert len((tmp_path / "out/history.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
 def test_from_librispeech_to_a_recogniser_of_it(arguments, command, speech_data, tmp_path):
     corpus = {
         "corpus": "librispeech", "data_folder": speech_data / "LibriSpeech",
@@ -313,11 +361,9 @@ def test_from_librispeech_to_a_recogniser_of_it(arguments, command, speech_data,
         "train_csv": "null", "valid_csv": "null", "test_csv": "null",
         "optimizer_step_limit": 2, "number_of_epochs": 1, "batch_seconds": 30, "vocab_size": 40,
     }  # fmt: skip
-    folder = "recipes/LibriSpeech/self-supervised-learning/BEST-RQ/hparams"
-    yaml = f"{folder}/sumformer.yaml"
+    yaml = "recipes/LibriSpeech/self-supervised-learning/BEST-RQ/hparams/sumformer.yaml"
     experiment.run(arguments(tmp_path / "pre", yaml=yaml, **corpus), Pretraining)
     yaml = "recipes/LibriSpeech/ASR/transformer/hparams/sumformer.yaml"
     options = {**corpus, "encoder_folder": tmp_path / "pre/pretrained", "max_decode_ratio": 0.05}
     experiment.run(command(tmp_path / "asr", yaml=yaml, **options), ASR)
     assert json.loads((tmp_path / "asr/results.json").read_text())["optimizer_steps"] == 2
-    assert (ROOT / folder).is_dir()
