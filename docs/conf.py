@@ -43,6 +43,7 @@ CONTENTS = {
         AN4 <recipes/AN4/ASR/README>
         LibriSpeech <recipes/LibriSpeech/ASR/transformer/README>
         LibriSpeech, transducers <recipes/LibriSpeech/ASR/transducer/README>
+        LibriSpeech, pre-training <recipes/LibriSpeech/self-supervised-learning/BEST-RQ/README>
         LibriSpeech, tokenizer <recipes/LibriSpeech/Tokenizer/README>
         LibriSpeech, language model <recipes/LibriSpeech/LM/README>
         Common Voice <recipes/CommonVoice/ASR/transformer/README>

@@ -14,7 +14,7 @@ from speechbrain_summarymixing.training.flatten import flatten
 from speechbrain_summarymixing.training.identity import settings
 
 SMALL = ("sumformer", "sumformer_transducer", "AN4/ASR/sumformer", "Barista/direct/sumformer")
-SMALL += ("Google-speech-commands/sumformer",)
+SMALL += ("Google-speech-commands/sumformer", "sumformer_bestrq")
 LARGE = sorted(systems.names().keys() - set(SMALL))
 
 
@@ -46,6 +46,7 @@ def test_each_system_is_trained_by_its_task(monkeypatch):
     )
     tasks = {"SLURP": "understanding", "Barista": "understanding"}
     tasks |= {"Google-speech-commands": "classification", "Tokenizer": "tokenizer"}
+    tasks |= {"self-supervised-learning": "pretraining"}
     tasks |= {"LM": "language model", "AN4": "recognition"}
     names = systems.names()
     for folder, task in tasks.items():

@@ -16,7 +16,13 @@ from speechbrain_summarymixing.errors import UserError
 
 
 def check_manifests(
-    manifests, *, spell=None, training_splits=("train",), open_audio=False, progress=True
+    manifests,
+    *,
+    spell=None,
+    training_splits=("train",),
+    open_audio=False,
+    transcripts=True,
+    progress=True,
 ):
     """Checks all utterances of an experiment before it starts.
 
@@ -29,6 +35,8 @@ def check_manifests(
     training_splits : sequence of str
     open_audio : bool
         Open each file, and compare its duration: for manifests that `probe` did not make.
+    transcripts : bool
+        False: they may be empty.
     progress : bool
         Show a progress bar.
 
@@ -66,7 +74,7 @@ def check_manifests(
                 problem(kind, split, u, detail)
             if not (math.isfinite(u.duration) and u.duration > 0):
                 problem("durations that are not above 0", split, u, f"{u.duration:g} s")
-            if not u.wrd.strip():
+            if transcripts and not u.wrd.strip():
                 problem("empty transcripts", split, u, repr(u.wrd))
             elif spell is not None and (reason := spell(u.wrd)):
                 if split in training_splits:

@@ -167,7 +167,7 @@ def spelling(hparams, train, others, symbols=(), *, open_audio=True):
     return tokens.load_tokenizer(path)
 
 
-def check(hparams, train, others, *, spell=None, open_audio=True):
+def check(hparams, train, others, *, spell=None, open_audio=True, transcripts=True):
     """Checks all sets in one report; the log tells warnings. See `check_manifests`.
 
     Arguments
@@ -179,6 +179,8 @@ def check(hparams, train, others, *, spell=None, open_audio=True):
         Returns why a transcript cannot be written in the tokens, or None.
     open_audio : bool
         Open the audio of CSV files, once until a file or line changes.
+    transcripts : bool
+        False: they may be empty.
     """
     sets = {**train, **others}
     stamp = Path(hparams["manifest_folder"]) / "opened.json"
@@ -187,7 +189,11 @@ def check(hparams, train, others, *, spell=None, open_audio=True):
         opened = fingerprint(sets) if open_audio and hparams["test_csv"] is not None else None
         unknown = opened is not None and not (stamp.is_file() and stamp.read_text() == opened)
         warnings = check_manifests(
-            sets, spell=spell, training_splits=tuple(train), open_audio=unknown
+            sets,
+            spell=spell,
+            training_splits=tuple(train),
+            open_audio=unknown,
+            transcripts=transcripts,
         )
         if unknown:
             write_atomically(stamp, opened)

@@ -206,6 +206,29 @@ or `summarymixing classify path/to/this/folder speech.wav`.""",
     files={"label_encoder.ckpt": "label_encoder.txt"},
 )
 
+# for `--encoder_folder`; quantizer.ckpt has the codes that it learnt
+ENCODING = Interface(
+    title="pre-trained encoder of speech",
+    kept=(*ENCODER, "code_lin", "model"),
+    yaml=f"""
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    compute_features: !ref <compute_features>
+    normalize: !ref <normalize>
+    front_end: !ref <front_end>
+    transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.EncoderWrapper
+        transformer: !ref <transformer>
+
+modules:
+    encoder: !ref <encoder>
+{PRETRAINER}{LOADED_STRICTLY}""",
+    usage="""    from speechbrain.inference.encoders import WaveformEncoder
+    model = WaveformEncoder.from_hparams(source="path/to/this/folder")
+    frames = model.encode_batch(waveforms, relative_lengths)
+
+or `--encoder_folder path/to/this/folder` of a training that begins with it.""",
+    files={"quantizer.ckpt": "quantizer.ckpt"},
+)
+
 LM_HOOK = """    custom_hooks:
         lm: !name:speechbrain_summarymixing.inference.export.load_strictly
 """

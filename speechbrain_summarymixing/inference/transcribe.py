@@ -27,6 +27,7 @@ COMMAND_SECONDS = 30.0  # longest file that is one command to understand, as in 
 KINDS = {
     "\nasr_model_source:": ("understand", "tokenizer.ckpt", EncoderDecoderASR),
     "\nlabel_encoder:": ("classify", "label_encoder.ckpt", EncoderClassifier),
+    "\ncode_lin:": ("train --encoder_folder", "quantizer.ckpt", None),
     "\ndecoding_function:": ("transcribe", "tokenizer.ckpt", EncoderASR),
     "": ("transcribe", "tokenizer.ckpt", EncoderDecoderASR),
 }

@@ -4,13 +4,14 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.systems import find
 from speechbrain_summarymixing.tasks.classification import Classification
 from speechbrain_summarymixing.tasks.language_model import LanguageModel
+from speechbrain_summarymixing.tasks.pretraining import Pretraining
 from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.tasks.transducer import Transducer
 from speechbrain_summarymixing.tasks.understanding import Understanding
 from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import value_of
 
-LEARNT = (ASR, Transducer, Understanding, Classification, LanguageModel)
+LEARNT = (ASR, Transducer, Understanding, Classification, LanguageModel, Pretraining)
 TASKS = {task.name: task for task in LEARNT}
 TOKENIZER = "tokenizer"
 

@@ -11,6 +11,7 @@ LABELS = {
     "perplexity": "perplexity",
     "TER": "tokens missed after the right ones, %",
     "error": "error rate, %",
+    "masked_error": "masked frames of another code, %",
 }
 
 

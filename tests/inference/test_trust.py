@@ -256,6 +256,7 @@ INTERFACES = {
     "transducer": [export.TRANSDUCER],
     "understanding": [export.UNDERSTANDING],
     "classification": [export.CLASSIFICATION],
+    "pretraining": [export.ENCODING],
 }
 
 
@@ -272,7 +273,7 @@ def check_export(name):
 
 
 SOME = ("sumformer", "sumformer_transducer", "Barista/direct/sumformer")
-SOME += ("Google-speech-commands/sumformer", "branchformer_rotary")
+SOME += ("Google-speech-commands/sumformer", "branchformer_rotary", "sumformer_bestrq")
 OTHERS = sorted(name for name in systems.names() if not {"LM", "Tokenizer"} & {*name.split("/")})
 
 

@@ -22,12 +22,14 @@ from speechbrain_summarymixing.lobes.mixers import NoMixing
 from speechbrain_summarymixing.tasks.language_model import LanguageModel
 from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.tasks.transducer import Transducer
+from speechbrain_summarymixing.tasks.transfer import ENCODER
 from speechbrain_summarymixing.tasks.understanding import Understanding
 from speechbrain_summarymixing.training import experiment
 from speechbrain_summarymixing.training.config import load_hyperparams
 
 ROOT = Path(__file__).parents[2]
-MINI = sorted(ROOT.glob("hparams/*.yaml"))
+PRETRAINING = sorted(ROOT.glob("recipes/LibriSpeech/self-supervised-learning/*/hparams/*.yaml"))
+MINI = sorted({*ROOT.glob("hparams/*.yaml")} - {ROOT / "hparams/sumformer_bestrq.yaml"})
 AN4 = sorted(ROOT.glob("recipes/AN4/ASR/hparams/*.yaml"))
 PAPER_SIZE = sorted(ROOT.glob("recipes/*/ASR/transformer/hparams/*.yaml"))
 PAPER_SIZE += sorted(ROOT.glob("recipes/*/ASR/transducer/hparams/*.yaml"))
@@ -114,8 +116,21 @@ def test_full_size_of_understanding_and_keywords(yaml):
     assert encoded.shape == (2, 40, hparams["d_model"])
 
 
+@pytest.mark.parametrize("yaml", PRETRAINING, ids=lambda path: path.stem)
+def test_the_recogniser_of_a_pretrained_encoders_name_begins_with_it(yaml):
+    shapes = []
+    for file in (yaml, LIBRISPEECH / yaml.name):
+        model = built(file)["model"].state_dict()
+        shapes.append({k: v.shape for k, v in model.items() if k.startswith(ENCODER)})
+    assert shapes[0] == shapes[1] and len(shapes[0]) > 100
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [LIBRISPEECH, TRANSDUCERS], ids=["transformer", "transducer"])
+@pytest.mark.parametrize(
+    "folder",
+    [LIBRISPEECH, TRANSDUCERS, PRETRAINING[0].parent],
+    ids=["transformer", "transducer", "pretraining"],
+)
 def test_the_readmes_table_of_parameters(folder):
     text = (folder.parent / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)`.*\| ([\d.]+) \| ([\d.]*) *\|$", text, re.MULTILINE)
