@@ -107,7 +107,7 @@ def check(command, page):
     if program in ("for", "done") or program in OTHERS:
         return
     if program == "torchrun":
-        words = [word for word in words if not word.startswith(("--n", "--rdzv"))]
+        words = [word for word in words if not word.startswith(("--nnodes", "--nproc", "--rdzv"))]
         program = "python"
     if program == "python":
         _check_python(words, home)
