@@ -44,7 +44,7 @@ def plot(rows, file):
         errors.plot(seconds, wer, marker="o", label=name)
         errors.fill_between(seconds, low, high, alpha=0.2)
         cost.plot(seconds, [float(r["real_time_factor"]) for _, r in own], marker="o", label=name)
-    errors.set(ylabel="WER, %, with 95% interval", ylim=(0, 100))
+    errors.set(ylabel="WER, %, with 95% interval", ylim=0)
     cost.set(ylabel="real-time factor, greedy", ylim=0)
     for axes in (errors, cost):
         axes.set(xlabel="seconds of a recording", xscale="log")
