@@ -23,7 +23,7 @@ PAGES = sorted(
     if not {"results", "pretrained"} & set(path.parts)
 )
 NO_SHELL = ("s_bar =", "q_t, k_t", "errors, files", "ID,duration", "{", "from speechbrain")
-OTHERS = {"tar", "cd", "git", "arecord", ".venv/bin/pre-commit"}  # programs that are not ours
+OTHERS = {"tar", "awk", "cd", "git", "arecord", ".venv/bin/pre-commit"}  # programs that are not ours
 MINE = {"mine.yaml": "sumformer", "my.yaml": "sumformer"}  # files that a reader has made
 
 
@@ -75,6 +75,8 @@ def commands(page):
     """The simple commands of a page's shell blocks, each as a list of words."""
     for block in blocks(page, "shell"):
         text = re.sub(r"\\\n", "", block.replace("…", ""))
+        for name, value in re.findall(r'^([A-Z_]+)="(.*)"$', text, re.MULTILINE):
+            text = text.replace(f"${name}", value)
         text = re.sub(r"\$\w+", "1", text)
         text = re.sub(r"\[(--[^]]*)\]", r"\1", text)  # what may be left out
         text = re.sub(r"<[a-z ]+>", "FOLDER", text)
@@ -91,16 +93,32 @@ def commands(page):
                     command.append(word)
 
 
-def check(command, page):
+def home_of(page):
+    """Where a page's commands are given: in the recipe's folder, else at the clone's root."""
+    return (ROOT / page).parent if page.startswith("recipes") else ROOT
+
+
+def check(command, home):
     """Raises SystemExit or UserError if a command, or one of its options, is none.
 
     Arguments
     ---------
     command : list of str
-    page : str
-        From whose folder a recipe's files are found.
+    home : Path
+        Folder in which it is given.
+
+    Returns
+    -------
+    Path
+        The folder of the next command: another one after a cd to one that is here.
     """
-    home = (ROOT / page).parent if page.startswith("recipes") else ROOT
+    if command[0] == "cd" and (home / command[1]).is_dir():
+        return home / command[1]
+    _check(command, home)
+    return home
+
+
+def _check(command, home):
     if ">" in command:
         command = command[: command.index(">")]
     program, *words = command
@@ -117,7 +135,7 @@ def check(command, page):
     elif program == "pip":
         _check_pip(words)
     else:
-        assert program == "summarymixing", f"{page}: {command} is no command that is known"
+        assert program == "summarymixing", f"{command} is no command that is known"
         _check_own(words, home)
 
 

@@ -11,7 +11,7 @@ import jupytext
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from pages import PAGES, blocks, check, commands, run_python
+from pages import PAGES, blocks, check, commands, home_of, run_python
 from tiny import ROOT, SAID
 
 from speechbrain_summarymixing import cli, systems
@@ -80,9 +80,10 @@ def test_the_line_of_yaml_names_a_mixer(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))])
 def test_the_commands_of_a_page_exist(page):
+    home = home_of(page)
     for command in commands(page):
         try:
-            check(command, page)
+            home = check(command, home)
         except (SystemExit, UserError) as error:
             pytest.fail(f"{page}: {' '.join(command)}: {error}")
 
@@ -105,7 +106,7 @@ def test_the_commands_of_a_page_exist(page):
 )
 def test_a_command_that_does_not_exist_is_found(line):
     with pytest.raises((SystemExit, UserError, AssertionError)):
-        check(line.split(), "README.md")
+        check(line.split(), ROOT)
 
 
 @cache
