@@ -23,7 +23,7 @@ PAGES = sorted(
     if not {"results", "pretrained"} & set(path.parts)
 )
 NO_SHELL = ("s_bar =", "q_t, k_t", "errors, files", "ID,duration", "{", "from speechbrain")
-OTHERS = {"tar", "awk", "cd", "git", "arecord", ".venv/bin/pre-commit"}  # programs that are not ours
+OTHERS = {"tar", "awk", "cd", "git", "arecord", ".venv/bin/pre-commit"}  # not our programs
 MINE = {"mine.yaml": "sumformer", "my.yaml": "sumformer"}  # files that a reader has made
 
 
