@@ -304,7 +304,7 @@ def test_every_stream_gets_one_chunk_in_a_round(monkeypatch):
     "arguments, expected",
     [
         ([], ["no system is given"]),
-        ([REGULAR, "--set", *SMALL], ["RelativeAttention", "supports_streaming", "give --attention"]),
+        ([REGULAR, "--set", *SMALL], ["RelativeAttention", "supports_streaming", "--attention"]),
         ([SUMFORMER, "--attention", "regularMHA", "--set", *SMALL], ["first SYSTEM", SUMFORMER]),
         ([EXAMPLE, "--attention", "regularMHA"], ["--attention", "SYSTEM.yaml"]),
         ([CONFORMER, "--chunk-ms", "100", "--set", *SMALL], ["chunk_ms is 100", "40 ms"]),
