@@ -12,7 +12,7 @@ from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.tasks.train import TASKS
 from speechbrain_summarymixing.tasks.transducer import Transducer
 from speechbrain_summarymixing.training import experiment
-from speechbrain_summarymixing.training.config import value_of
+from speechbrain_summarymixing.training.config import options_of, value_of
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "sumformer-mini"
@@ -134,6 +134,8 @@ def command(noises):
     def arguments(output_folder, yaml="hparams/sumformer.yaml", **options):
         csvs = {f"{split}_csv": noises / f"{split}.csv" for split in ("train", "valid", "test")}
         small = {**SMALL, **TRANSDUCER} if task_of(yaml) is Transducer else SMALL
+        own = options_of(ROOT / yaml)  # a classifier has no decoder
+        small = {key: value for key, value in small.items() if key in own}
         options = {**small, **csvs, "output_folder": output_folder, **options}
         listed = [str(ROOT / yaml), "--noprogressbar", "--device=cpu"]
         for key, value in options.items():

@@ -1,6 +1,7 @@
 """Common Voice's layout: the folder of a language with <split>.tsv and clips/*.mp3."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from speechbrain_summarymixing.corpora import text
@@ -37,22 +38,10 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
         If a split, a column or a clip is missing, the corpus is of another language, or nothing is
         left of a split.
     """
-    folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    text.settings(language)  # tells of a wrong one, before tables are read
-    manifests = {}
-    for split in splits:
-        table = folder / f"{split}.tsv"
-        rows = _rows(table, language)
-        manifests[split] = text.normalized_manifest(
-            rows,
-            split,
-            save_folder,
-            language,
-            source=table,
-            workers=workers,
-            progress=progress,
-        )
-    return manifests
+    files = {split: Path(data_folder).absolute() / f"{split}.tsv" for split in splits}
+    tables = ((split, table, partial(_rows, table, language)) for split, table in files.items())
+    options = {"workers": workers, "progress": progress}
+    return text.normalized_manifests(tables, save_folder, language, **options)
 
 
 def _rows(table, language):

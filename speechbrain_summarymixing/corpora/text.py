@@ -24,6 +24,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from speechbrain_summarymixing.corpora.manifest import listed, probe, remade
 from speechbrain_summarymixing.errors import UserError
@@ -153,33 +154,39 @@ def normalize_text(text, language):
     return " ".join("".join(written).split()), dropped
 
 
-def normalized_manifest(rows, split, save_folder, language, *, source, **options):
-    """Makes a split's manifest, of normalised transcripts, if its source or audio has changed.
+def normalized_manifests(tables, save_folder, language, **options):
+    """Makes each split's manifest, of normalised transcripts, if its source or audio has changed.
 
     Arguments
     ---------
-    rows, language
+    tables : iterable of (str, Path, callable)
+        Of each split its name, the file with the transcripts, and what reads their rows, as
+        `normalized` takes them.
+    save_folder : str or Path
+        Gets the manifests, and what was dropped.
+    language : str
         As for `normalized`.
-    split : str
-    save_folder : Path
-        Gets the manifest, and what was dropped.
-    source : Path
-        The file with the transcripts.
     **options
         As for `manifest.probe`.
 
     Returns
     -------
-    Path
+    dict
+        From split to Path.
     """
+    settings(language)  # tells of a wrong one, before tables are read
+    folder = Path(save_folder)
 
-    def make():
-        report = save_folder / f"{split}.dropped.json"
-        words = normalized(rows, language, source=source, report=report)
-        return probe(words, description=split, **options)
+    def manifest(split, source, rows):
+        def make():
+            report = folder / f"{split}.dropped.json"
+            words = normalized(rows, language, source=source, report=report)
+            return probe(words, description=split, **options)
 
-    files = [source, *(row[1] for row in rows)]
-    return remade(save_folder / f"{split}.csv", files, make, settings(language))
+        files = [source, *(row[1] for row in rows)]
+        return remade(folder / f"{split}.csv", files, make, settings(language))
+
+    return {split: manifest(split, source, read()) for split, source, read in tables}
 
 
 def normalized(rows, language, *, source, report):

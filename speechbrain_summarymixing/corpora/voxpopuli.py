@@ -3,6 +3,7 @@
 That of its copy on the Hugging Face hub is known too: <split>/<split>_part_<N>/<ID>.wav.
 """
 
+from functools import partial
 from pathlib import Path
 
 from speechbrain_summarymixing.corpora import text
@@ -42,22 +43,15 @@ def prepare(data_folder, save_folder, *, splits=SPLITS, language, workers=None, 
         If a split, a column or audio is missing, a line cannot be used, or nothing is left of a
         split.
     """
-    folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    text.settings(language)  # tells of a wrong one, before tables are read
-    manifests = {}
-    for split in splits:
-        table = _table(folder, split)
-        rows = _rows(table, folder / split)
-        manifests[split] = text.normalized_manifest(
-            rows,
-            split,
-            save_folder,
-            language,
-            source=table,
-            workers=workers,
-            progress=progress,
-        )
-    return manifests
+    folder = Path(data_folder).absolute()
+
+    def tables():
+        for split in splits:
+            table = _table(folder, split)
+            yield split, table, partial(_rows, table, folder / split)
+
+    options = {"workers": workers, "progress": progress}
+    return text.normalized_manifests(tables(), save_folder, language, **options)
 
 
 def _table(folder, split):

@@ -66,14 +66,24 @@ LOADED_STRICTLY = """    custom_hooks:
         model: !name:speechbrain_summarymixing.inference.export.load_strictly
 """
 
-TRANSFORMER = f"""
-transformer_beam_search: True
-
-encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+HEARS = """encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
     compute_features: !ref <compute_features>
     normalize: !ref <normalize>
     front_end: !ref <front_end>
+"""
 
+ENCODES = (
+    HEARS
+    + """\
+    transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.EncoderWrapper
+        transformer: !ref <transformer>
+"""
+)
+
+TRANSFORMER = f"""
+transformer_beam_search: True
+
+{HEARS}
 modules:
     encoder: !ref <encoder>
     transformer: !ref <transformer>
@@ -115,13 +125,7 @@ CTC = replace(
         "model",
     ),
     yaml=f"""
-encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
-    compute_features: !ref <compute_features>
-    normalize: !ref <normalize>
-    front_end: !ref <front_end>
-    transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.EncoderWrapper
-        transformer: !ref <transformer>
-    ctc_lin: !ref <ctc_lin>
+{ENCODES}    ctc_lin: !ref <ctc_lin>
     log_softmax: !new:torch.nn.LogSoftmax
         dim: -1
 
@@ -211,13 +215,7 @@ ENCODING = Interface(
     title="pre-trained encoder of speech",
     kept=(*ENCODER, "code_lin", "model"),
     yaml=f"""
-encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
-    compute_features: !ref <compute_features>
-    normalize: !ref <normalize>
-    front_end: !ref <front_end>
-    transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.EncoderWrapper
-        transformer: !ref <transformer>
-
+{ENCODES}
 modules:
     encoder: !ref <encoder>
 {PRETRAINER}{LOADED_STRICTLY}""",

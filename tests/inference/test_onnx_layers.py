@@ -11,6 +11,7 @@ from speechbrain_summarymixing.inference import onnx
 from speechbrain_summarymixing.inference.graphs import OfflineGraph
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.frontend import MaskedConvolutionFrontEnd, Normalization
+from speechbrain_summarymixing.lobes.mixers import RelativeAttention
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
@@ -26,6 +27,7 @@ SYSTEMS = {
     "decayed": (partial(SummaryMixing, 16, decay=0.995), "branchformer", 10 * MINUTE),
     "regular attention": (partial(MultiheadAttention, 2, 16), "branchformer", MINUTE),
     "relative attention": (partial(RelPosMHAXL, 16, 2), "branchformer", MINUTE),
+    "signed": (partial(RelativeAttention, 16, 2, signed=True), "branchformer", MINUTE),
 }
 
 

@@ -324,9 +324,9 @@ def test_coffee_orders_end_to_end(command, speech_data, tmp_path):
     assert results["test"]["test"]["intent_majority"] == 100
 
 
-def test_coffee_orders_differ_by_the_mixer_alone_and_take_every_option():
+def test_coffee_orders_differ_by_the_mixer_alone_and_take_every_option(tmp_path):
     recipe = ROOT / "recipes/Barista/direct/hparams"
-    options = {"output_folder": "unused", "fold": 2, "ctc_weight": 0.2, "speeds": [100]}
+    options = {"output_folder": str(tmp_path), "fold": 2, "ctc_weight": 0.2, "speeds": [100]}
     options |= {"num_encoder_layers": 1, "encoder_module": "conformer", "vocab_size": 50}
     systems = [
         load_hyperparams(recipe / f"{name}.yaml", options)
