@@ -359,11 +359,12 @@ def test_from_librispeech_to_a_recogniser_of_it(arguments, command, speech_data,
         "corpus": "librispeech", "data_folder": speech_data / "LibriSpeech",
         "train_splits": "train-clean-5", "valid_splits": "dev-clean", "test_splits": "dev-clean",
         "train_csv": "null", "valid_csv": "null", "test_csv": "null",
-        "optimizer_step_limit": 2, "number_of_epochs": 1, "batch_seconds": 30, "vocab_size": 40,
+        "optimizer_step_limit": 2, "number_of_epochs": 1, "batch_seconds": 30,
     }  # fmt: skip
     yaml = "recipes/LibriSpeech/self-supervised-learning/BEST-RQ/hparams/sumformer.yaml"
     experiment.run(arguments(tmp_path / "pre", yaml=yaml, **corpus), Pretraining)
     yaml = "recipes/LibriSpeech/ASR/transformer/hparams/sumformer.yaml"
-    options = {**corpus, "encoder_folder": tmp_path / "pre/pretrained", "max_decode_ratio": 0.05}
+    options = {**corpus, "vocab_size": 40, "max_decode_ratio": 0.05}
+    options["encoder_folder"] = tmp_path / "pre/pretrained"
     experiment.run(command(tmp_path / "asr", yaml=yaml, **options), ASR)
     assert json.loads((tmp_path / "asr/results.json").read_text())["optimizer_steps"] == 2
