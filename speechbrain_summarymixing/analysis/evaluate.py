@@ -100,7 +100,7 @@ def evaluate(
     if not fit:
         raise UserError(f"{manifest}: no utterance can be measured: mend what is named above")
     keys, words = [u.ID for u in fit], [_words(fit, found, language) for found, _ in said]
-    measured = [_measure(keys, *sides) for sides in words]
+    measured = [measure(keys, *sides) for sides in words]
     results = []
     for source, (found, took), (_, scores) in zip((model, against), said, measured):
         audio = sum(one.seconds for one in found.values() if one.error is None)
@@ -215,8 +215,22 @@ def _edits(keys, reference, said):
     ]
 
 
-def _measure(keys, reference, said):
-    """Edits of each utterance by measure, and what they tell."""
+def measure(keys, reference, said):
+    """Errors of what was recognised.
+
+    Arguments
+    ---------
+    keys : sequence of str
+        IDs of utterances.
+    reference, said : list of list of str
+        Words of each, right and recognised.
+
+    Returns
+    -------
+    tuple
+        Edits of each utterance by measure, and the rates of WER and CER in percent with their
+        intervals.
+    """
     scores = {"utterances": len(keys), "words": sum(map(len, reference))}
     characters = split_word(reference), split_word(said)
     edits = {"WER": _edits(keys, reference, said), "CER": _edits(keys, *characters)}

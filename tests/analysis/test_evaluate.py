@@ -12,7 +12,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from tiny import EXAMPLE, FILES, SAID, write_csv
 
 from speechbrain_summarymixing import cli
-from speechbrain_summarymixing.analysis.evaluate import _measure
+from speechbrain_summarymixing.analysis.evaluate import measure
 
 
 def evaluate(capsys, *arguments):
@@ -37,7 +37,7 @@ def test_errors_intervals_and_alignments_of_a_manifest(capsys, tmp_path):
     status, out, err = evaluate(capsys, manifest, "--json", "--alignments", alignments)
     found = json.loads(out)
     words = len(code["wrd"].split())
-    assert (status, err, found["not_measured"]) == (0, "", {})
+    assert (status, err, found["notmeasured"]) == (0, "", {})
     assert (found["utterances"], found["words"]) == (1, words)
     assert found["WER"] == pytest.approx(100 / words, abs=1e-3)
     assert found["WER_95"] == [found["WER"]] * 2  # one utterance does not vary
@@ -47,7 +47,7 @@ def test_errors_intervals_and_alignments_of_a_manifest(capsys, tmp_path):
     assert "AND" in alignments.read_text() and "%WER" in alignments.read_text()
 
 
-def test_what_cannot_be_measured_is_named_once_and_the_others_go_on(capsys, tmp_path):
+def test_what_cannot_bemeasured_is_named_once_and_the_others_go_on(capsys, tmp_path):
     silent = {**rows()[0], "ID": "silent", "wrd": " "}
     gone = {**rows()[0], "ID": "gone", "wav": tmp_path / "gone.wav"}
     write_csv(tmp_path / "set.csv", [silent, *rows(), gone])
@@ -129,7 +129,7 @@ WORDS = sampled_from(["A", "AB", "B", "ÄÖ"])
     lists(lists(WORDS, max_size=9), min_size=3, max_size=3),
 )
 def test_edits_are_those_of_speechbrain(reference, said):
-    edits, scores = _measure("abc", reference, said)
+    edits, scores = measure("abc", reference, said)
     for name, split in (("WER", False), ("CER", True)):
         stats = ErrorRateStats(split_tokens=split)
         stats.append("abc", said, reference)
@@ -141,7 +141,7 @@ def test_edits_are_those_of_speechbrain(reference, said):
 def test_an_hour_in_one_utterance_needs_no_table_of_all_words_by_all_words():
     words = [f"{number}" for number in range(9000)]
     tracemalloc.start()
-    _, scores = _measure(["hour"], [words], [words[:4000] + words[4001:]])
+    _, scores = measure(["hour"], [words], [words[:4000] + words[4001:]])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert scores["WER"] == pytest.approx(100 / 9000, abs=1e-4)

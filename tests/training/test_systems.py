@@ -23,12 +23,14 @@ OWN = {
     "contextnet": {"front_end_channels": "[]"},  # its encoder does the subsampling
     "sumformer_streaming": CTC,
     "conformer_streaming": CTC,
+    "branchformer_attention_streaming": CTC,
     "conformer_attention_streaming": CTC,
 }
 
 
 # whose mixer another fast test trains or which differs from another system by an option
 SLOW = {
+    "branchformer_attention_streaming",
     "branchformer_fastformer",
     "branchformer_regular",
     "branchformer_rotary",
