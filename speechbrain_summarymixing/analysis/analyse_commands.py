@@ -13,14 +13,15 @@ def add_analyse(commands):
         help="what attention or SummaryMixing does in a model, by layer and head",
         description="Writes tables, pictures and a page on the rows of attention (how diagonal, "
         "how even, how far from their mean) or the parts of SummaryMixing, and on what becomes of "
-        "the encoder's output and of WER (greedy search) where a mean takes their place. "
-        "Utterances that cannot be read are named on stderr, and the exit status is 1.",
+        "the encoder's output and of WER (greedy search; a class is a word) where a mean takes "
+        "their place. Utterances that cannot be read are named on stderr, and the exit status is "
+        "1.",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="folder of an exported model, of a recogniser of SpeechBrain, or of a speech encoder "
-        "of Hugging Face",
+        help="folder of an exported recogniser or classifier, of a recogniser of SpeechBrain, or "
+        "of a speech encoder of Hugging Face",
     )
     parser.add_argument(
         "audio",

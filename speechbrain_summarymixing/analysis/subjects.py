@@ -8,7 +8,7 @@ from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.decoding import BLANK
-from speechbrain_summarymixing.inference.transcribe import OPTION, load_model
+from speechbrain_summarymixing.inference.transcribe import OPTION, kind_of, load_model
 from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
@@ -32,7 +32,7 @@ def load_subject(source, device=None, *, trust=False):
 
     Returns
     -------
-    Recogniser or HuggingFaceEncoder
+    Recogniser, Classifier or HuggingFaceEncoder
 
     Raises
     ------
@@ -46,9 +46,13 @@ def load_subject(source, device=None, *, trust=False):
     if (folder / "config.json").is_file() and not (folder / "hyperparams.yaml").exists():
         return HuggingFaceEncoder(folder, device)
     is_export = all((folder / name).is_file() for name in EXPORT)
-    if not (folder / "hyperparams.yaml").is_file() or is_export:
+    if not (folder / "hyperparams.yaml").is_file():
         return Recogniser(load_model(source, device, trust=trust))
-    text = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    text = (folder / "hyperparams.yaml").read_text(encoding="utf-8", errors="replace")
+    if is_export and kind_of(text)[0] == "classify":
+        return Classifier(load_model(source, device, command="classify", trust=trust))
+    if is_export:
+        return Recogniser(load_model(source, device, trust=trust))
     if not trust:
         check_yaml(text, folder / "hyperparams.yaml")
     interface = EncoderASR if "decoding_function" in text else EncoderDecoderASR
@@ -107,6 +111,35 @@ class Recogniser:
             log_probs = self._head(encoded).log_softmax(-1)
             tokens = ctc_greedy_decode(log_probs, lengths, blank_id=BLANK)
         return [self.module.tokenizer.decode_ids(list(map(int, one))) for one in tokens]
+
+
+class Classifier:
+    """A model that gives an utterance one class, whose name is all of its words.
+
+    Arguments
+    ---------
+    model : EncoderClassifier
+        With a `PooledEncoder`.
+    """
+
+    has_words = True
+
+    def __init__(self, model):
+        self.module = model.eval()
+        self.sample_rate = model.hparams.sample_rate
+
+    @torch.no_grad()
+    def encode(self, waveform, copies=1):
+        """Returns the encoder's output (copies, T, D) of a waveform (samples,)."""
+        mods, wavs = self.module.mods, waveform.to(self.module.device).expand(copies, -1)
+        lengths = torch.ones(copies, device=wavs.device)
+        return mods.embedding_model.encode(mods.mean_var_norm(wavs, lengths), lengths)
+
+    @torch.no_grad()
+    def words(self, encoded):
+        """Returns the class of each encoded utterance (B, T, D)."""
+        scores = self.module.mods.classifier(self.module.mods.embedding_model.pool(encoded))
+        return self.module.hparams.label_encoder.decode_torch(scores.squeeze(1).argmax(-1))
 
 
 class HuggingFaceEncoder:

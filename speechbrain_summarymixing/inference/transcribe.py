@@ -133,7 +133,7 @@ def load_model(source, device=None, *, command="transcribe", trust=False):
         raise UserError(
             f"{file}: is no UTF-8 text (byte {error.start + 1}): copy it again"
         ) from error
-    kind, spelling, interface = next(found for sign, found in KINDS.items() if sign in text)
+    kind, spelling, interface = kind_of(text)
     files = {
         name: find_file(source, name, option=OPTION)
         for name in ("model.ckpt", "normalizer.ckpt", spelling)
@@ -164,6 +164,11 @@ def load_model(source, device=None, *, command="transcribe", trust=False):
     if interface is not EncoderClassifier:
         _check_tokens(model, files[spelling])
     return model
+
+
+def kind_of(text):
+    """Returns the command, file of spellings and interface of a model, of its hyperparams.yaml."""
+    return next(found for sign, found in KINDS.items() if sign in text)
 
 
 def load_recognizer(source, device=None, *, trust=False):

@@ -37,7 +37,14 @@ class PooledEncoder(torch.nn.Module):
 
     def forward(self, features, lengths=None):
         """Returns embeddings (B, 1, 2 D) of features (B, T, F) with relative lengths (B,)."""
-        encoded = self.transformer.encode(self.front_end(features, lengths), lengths)
+        return self.pool(self.encode(features, lengths), lengths)
+
+    def encode(self, features, lengths=None):
+        """Returns frames (B, T', D) of features (B, T, F) with relative lengths (B,)."""
+        return self.transformer.encode(self.front_end(features, lengths), lengths)
+
+    def pool(self, encoded, lengths=None):
+        """Returns embeddings (B, 1, 2 D) of frames (B, T', D) with relative lengths (B,)."""
         padding = None if lengths is None else padding_mask(lengths, encoded.size(1))
         mean = masked_mean(encoded, padding)
         variance = masked_mean((encoded - mean.unsqueeze(1)).square(), padding)

@@ -48,6 +48,20 @@ def trained(arguments, tmp_path_factory):
     return folder
 
 
+def test_analyse_finds_the_error_of_the_test(trained, classes, tmp_path):
+    options = ["--output", str(tmp_path), "--device=cpu", "--no-progress"]
+    test = str(classes / "test.csv")
+    assert cli.main(["analyse", str(trained / "pretrained"), test, *options]) == 0
+    right = json.loads((trained / "results.json").read_text())["test"]["test"]["accuracy"]
+    assert (
+        f"WER {100 - right:.2f}% of {len(read_manifest(test))} words"
+        in (tmp_path / "README.md").read_text()
+    )
+    with open(tmp_path / "replaced.csv", newline="") as file:
+        changes = list(csv.DictReader(file))
+    assert any(float(row["output"]) > 0.01 for row in changes)
+
+
 def test_the_classes_of_the_weights_are_kept(arguments, classes, tmp_path):
     csvs = {f"{split}_csv": tmp_path / f"{split}.csv" for split in ("train", "valid", "test")}
 
