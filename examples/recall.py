@@ -2,6 +2,7 @@
 
     python examples/recall.py            # about 10 minutes on a laptop's core
     python examples/recall.py --keys 4 16 --seeds 1 --steps 600
+    python examples/recall.py --output FOLDER    # recall.csv and recall.png too
 
 recall   An utterance says a bit for each of N keys, then asks for all of them in another order. A
          mean that is the same for every frame holds N bits or fails; attention looks them up.
@@ -11,16 +12,21 @@ docs/theory.md has the propositions and the measured table.
 """
 
 import argparse
+import csv
 import math
 import statistics
+from pathlib import Path
 
+import matplotlib
 import torch
+from matplotlib import pyplot
 from torch import nn
 
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
 
 D = 32
+RECALL = "recall, {} keys"
 
 
 class Recall:
@@ -145,26 +151,52 @@ def accuracy(model, task):
     return ((model(frames)[asked] > 0) == wanted[asked].bool()).float().mean().item()
 
 
+def plot(keys, rows, file):
+    """Draws the right answers of each mixer, and their mean over seeds, by the number of keys."""
+    matplotlib.use("Agg")
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for color, name in enumerate(MIXERS):
+        found = [
+            [right for task, mixer, _, right in rows if (task, mixer) == (RECALL.format(n), name)]
+            for n in keys
+        ]
+        axes.plot(keys, list(map(statistics.fmean, found)), color=f"C{color}", label=name)
+        axes.plot(keys, found, "o", color=f"C{color}", alpha=0.5)
+    axes.set(xscale="log", xlabel="keys", ylabel="right answers, %")
+    axes.set_xticks(keys, list(map(str, keys)))
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(file, dpi=100)
+    pyplot.close(figure)
+
+
 def main():
     """Trains every mixer on both tasks and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keys", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--keys", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--output", type=Path, help="folder for recall.csv and recall.png")
     arguments = parser.parse_args()
-    tasks = {f"recall, {keys} keys": Recall(keys) for keys in arguments.keys}
+    tasks = {RECALL.format(keys): Recall(keys) for keys in arguments.keys}
     tasks["level, 50 frames"] = Level(50)
+    rows = []
     print("| task |", " | ".join(MIXERS), "|\n|---|" + "---|" * len(MIXERS))
     for name, task in tasks.items():
         cells = []
-        for make_mixer in MIXERS.values():
+        for mixer, make_mixer in MIXERS.items():
             found = [
                 100 * accuracy(train(make_mixer, task, steps=arguments.steps, seed=seed), task)
                 for seed in arguments.seeds
             ]
-            mean, least, most = statistics.fmean(found), min(found), max(found)
-            cells.append(f"{mean:.1f} ({least:.1f} to {most:.1f})")
+            rows += [(name, mixer, seed, right) for seed, right in zip(arguments.seeds, found)]
+            cells.append(f"{statistics.fmean(found):.1f} ({min(found):.1f} to {max(found):.1f})")
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        with open(arguments.output / "recall.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("task", "mixer", "seed", "right"), *rows])
+        plot(arguments.keys, rows, arguments.output / "recall.png")
 
 
 if __name__ == "__main__":
