@@ -99,10 +99,10 @@ def compare(model, folder, utterances):
             text = heard(offline, samples)
         said["torch"].append(own.split())
         said["offline"].append(text.split())
-        if text != own:
+        if text.split() != own.split():
             differ["offline"][u.ID] = [text, own]
             text = heard(offline, torch.cat([samples, samples.new_zeros(-len(samples) % FRAME)]))
-            if text != own:
+            if text.split() != own.split():
                 differ["offline_whole_frames"][u.ID] = [text, own]
         samples = torch.cat([samples, samples.new_zeros(RATE)])
         with timed("stream"):
@@ -112,7 +112,7 @@ def compare(model, folder, utterances):
             own = model.tokenizer.decode_ids(tokens_of(streams, samples, chunks))
         said["stream"].append(text.split())
         said["torch_stream"].append(own.split())
-        if text != own:
+        if text.split() != own.split():
             differ["stream"][u.ID] = [text, own]
     keys, reference = [u.ID for u in utterances], [u.wrd.split() for u in utterances]
     result = {"utterances": len(keys), "audio_seconds": round(audio, 1)}

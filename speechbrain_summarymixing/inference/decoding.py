@@ -41,6 +41,19 @@ def spelling(tokens):
     return [token for token in tokens if token not in CONTROLS]
 
 
+def text_of(tokenizer, tokens):
+    """Returns the words of tokens, one space apart; sentencepiece keeps those that spell nothing.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> tokenizer = SimpleNamespace(decode_ids=lambda tokens: "".join(" MRS"[t] for t in tokens))
+    >>> text_of(tokenizer, [1, 2, 0, 0, 3, 0])
+    'MR S'
+    """
+    return " ".join(tokenizer.decode_ids(tokens).split())
+
+
 class Search:
     """Finds tokens in what an encoder tells, by the search that one chooses.
 

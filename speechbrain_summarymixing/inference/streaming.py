@@ -12,7 +12,7 @@ from speechbrain_summarymixing.audio import float_samples
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.batches import has_speech
 from speechbrain_summarymixing.inference.confidence import spelled_words
-from speechbrain_summarymixing.inference.decoding import stream_search
+from speechbrain_summarymixing.inference.decoding import stream_search, text_of
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
 from speechbrain_summarymixing.nnet.streaming import (
     join_rows,
@@ -368,7 +368,7 @@ class StreamingRecognizer:
             )
             for word, found in spelled_words(pieces, tokens)
         )
-        text = tokenizer.decode_ids([emission.token for emission in tokens])
+        text = text_of(tokenizer, [emission.token for emission in tokens])
         if not final:
             self.partial = text
         return Event(final, text, words, round(self._frames * seconds, 3))

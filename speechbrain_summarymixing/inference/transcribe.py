@@ -11,7 +11,7 @@ from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
 from speechbrain_summarymixing.inference.confidence import Word, words_of
-from speechbrain_summarymixing.inference.decoding import Decoder, spelling
+from speechbrain_summarymixing.inference.decoding import Decoder, spelling, text_of
 from speechbrain_summarymixing.inference.onnx_model import OPTION, OnnxRecognizer, find_graph
 from speechbrain_summarymixing.inference.provenance import check_sums
 from speechbrain_summarymixing.inference.segments import WAYS, cutter, merge
@@ -266,7 +266,7 @@ def _transcript(model, result, nbest):
         return Transcript(**result)
     tokenizer, words, end = model.tokenizer, [], 0.0
     frame_seconds = model.hparams.compute_features.samples / model.hparams.sample_rate
-    texts = [[tokenizer.decode_ids(one.tokens) for one in said] for *_, said in parts]
+    texts = [[text_of(tokenizer, one.tokens) for one in said] for *_, said in parts]
     overlaps = any(later[0] < former[1] for former, later in zip(parts, parts[1:]))
     for begin, stop, (best, *_) in parts:
         pieces = [tokenizer.id_to_piece(token) for token in spelling(best.tokens)]

@@ -86,6 +86,15 @@ def test_greedy_search_runs_no_decoder(model, monkeypatch):
     assert next(iter(transcribe(model, FILES[1:2], decoder="greedy"))).text == SAID["code"]
 
 
+def test_tokens_that_spell_nothing_leave_no_spaces(model, monkeypatch):
+    """Of a token "▁" at a text's end, or by itself, sentencepiece keeps a space."""
+    (heard,) = transcribe(model, FILES[:1], decoder="greedy")
+    decode = model.tokenizer.decode_ids
+    monkeypatch.setattr(model.tokenizer, "decode_ids", lambda tokens: f" {decode(tokens)}  ")
+    (found,) = transcribe(model, FILES[:1], decoder="greedy")
+    assert found.text == heard.text == " ".join(word.word for word in heard.words)
+
+
 @pytest.mark.parametrize("search", ["beam", "joint"])
 def test_the_best_hypotheses_are_told_with_scores_that_fall(search, capsys):
     command = ["transcribe", "--device=cpu", f"--decoder={search}", "--beam-size=5", "--nbest=3"]
