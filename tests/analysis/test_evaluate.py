@@ -37,7 +37,7 @@ def test_errors_intervals_and_alignments_of_a_manifest(capsys, tmp_path):
     status, out, err = evaluate(capsys, manifest, "--json", "--alignments", alignments)
     found = json.loads(out)
     words = len(code["wrd"].split())
-    assert (status, err, found["notmeasured"]) == (0, "", {})
+    assert (status, err, found["not_measured"]) == (0, "", {})
     assert (found["utterances"], found["words"]) == (1, words)
     assert found["WER"] == pytest.approx(100 / words, abs=1e-3)
     assert found["WER_95"] == [found["WER"]] * 2  # one utterance does not vary
@@ -47,7 +47,7 @@ def test_errors_intervals_and_alignments_of_a_manifest(capsys, tmp_path):
     assert "AND" in alignments.read_text() and "%WER" in alignments.read_text()
 
 
-def test_what_cannot_bemeasured_is_named_once_and_the_others_go_on(capsys, tmp_path):
+def test_what_cannot_be_measured_is_named_once_and_the_others_go_on(capsys, tmp_path):
     silent = {**rows()[0], "ID": "silent", "wrd": " "}
     gone = {**rows()[0], "ID": "gone", "wav": tmp_path / "gone.wav"}
     write_csv(tmp_path / "set.csv", [silent, *rows(), gone])
