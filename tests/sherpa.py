@@ -3,7 +3,7 @@
 FOLDER is what `summarymixing export MODEL FOLDER --format onnx --chunk-ms N` wrote, of a CTC model.
 Each utterance goes through sherpa-onnx offline and, with a second of zeros after it, as a stream;
 through MODEL by greedy search, and as the same chunks. The exit status is 1 where the words of a
-stream differ, or those of more than 1% of the utterances offline.
+stream differ or are not all heard, or those of more than 1% of the utterances offline.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def compare(model, folder, utterances):
     dict
         ``audio_seconds``; of each way its errors and seconds of the CPU; ``differ``: the IDs, and
         both texts, whose words differ offline, offline with zeros up to a multiple of a frame,
-        and as a stream.
+        and as a stream; "unheard": those of whose stream sherpa-onnx left out chunks.
     """
     import sherpa_onnx
 
@@ -78,11 +78,10 @@ def compare(model, folder, utterances):
     online = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
         model=str(place / "model.onnx"), tokens=str(place / "tokens.txt")
     )
-    streams = StreamingModel(
-        model, chunk_ms=json.loads((place / "config.json").read_text())["chunk_ms"]
-    )
+    chunk_ms = json.loads((place / "config.json").read_text())["chunk_ms"]
+    streams = StreamingModel(model, chunk_ms=chunk_ms)
     said, took, audio = defaultdict(list), Counter(), 0.0
-    differ = {"offline": {}, "offline_whole_frames": {}, "stream": {}}
+    differ = {"offline": {}, "offline_whole_frames": {}, "stream": {}, "unheard": {}}
 
     @contextmanager
     def timed(way):
@@ -108,6 +107,8 @@ def compare(model, folder, utterances):
         with timed("stream"):
             stream, chunks = streamed(online, samples)
             text = online.get_result(stream).strip()
+        if chunks < len(samples) // (RATE * chunk_ms // 1000) - 1:
+            differ["unheard"][u.ID] = chunks
         with timed("torch_stream"):
             own = model.tokenizer.decode_ids(tokens_of(streams, samples, chunks))
         said["stream"].append(text.split())
@@ -130,7 +131,9 @@ def main():
     result = compare(arguments.model, arguments.folder, read_reference(arguments.manifest))
     print(json.dumps(result, indent=1, ensure_ascii=False))
     differ = result["differ"]
-    return differ["stream"] or len(differ["offline"]) > result["utterances"] / 100
+    return (
+        differ["stream"] or differ["unheard"] or len(differ["offline"]) > result["utterances"] / 100
+    )
 
 
 if __name__ == "__main__":

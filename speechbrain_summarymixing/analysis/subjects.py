@@ -8,6 +8,7 @@ from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.decoding import BLANK
+from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.transcribe import OPTION, kind_of, load_model
 from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
@@ -45,16 +46,15 @@ def load_subject(source, device=None, *, trust=False):
     folder = Path(source)
     if (folder / "config.json").is_file() and not (folder / "hyperparams.yaml").exists():
         return HuggingFaceEncoder(folder, device)
-    is_export = all((folder / name).is_file() for name in EXPORT)
-    if not (folder / "hyperparams.yaml").is_file():
-        return Recogniser(load_model(source, device, trust=trust))
-    text = (folder / "hyperparams.yaml").read_text(encoding="utf-8", errors="replace")
-    if is_export and kind_of(text)[0] == "classify":
-        return Classifier(load_model(source, device, command="classify", trust=trust))
-    if is_export:
-        return Recogniser(load_model(source, device, trust=trust))
+    file = find_file(source, "hyperparams.yaml", option=OPTION)
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not folder.is_dir() or all((folder / name).is_file() for name in EXPORT):
+        is_classifier = kind_of(text)[0] == "classify"
+        command = "classify" if is_classifier else "transcribe"
+        model = load_model(source, device, command=command, trust=trust)
+        return Classifier(model) if is_classifier else Recogniser(model)
     if not trust:
-        check_yaml(text, folder / "hyperparams.yaml")
+        check_yaml(text, file)
     interface = EncoderASR if "decoding_function" in text else EncoderDecoderASR
     try:
         model = interface.from_hparams(source=str(source), run_opts={"device": device})

@@ -1,5 +1,6 @@
 """The propositions of docs/theory.md, on random attention and on attention that was trained."""
 
+import csv
 import math
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from speechbrain_summarymixing.analysis.bounds import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import recall
 from recall import Attention, Recall, train
 
 ROUNDING = 1e-12
@@ -145,3 +147,18 @@ def test_with_exact_neighbours_only_the_tail_is_in_error(case, neighbours):
     torch.testing.assert_close(errors, by_hand, atol=1e-10, rtol=1e-9)
     if neighbours == 100:
         assert errors.max() == 0
+
+
+def test_the_example_writes_its_table_and_picture(monkeypatch, capsys, tmp_path):
+    options = ["--keys", "2", "4", "--steps", "150", "--seeds", "1", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["recall.py", *options])
+    recall.main()
+    with open(tmp_path / "recall.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(recall.MIXERS) * 2
+    found = [
+        float(r["right"]) for r in rows if (r["task"], r["mixer"]) == ("recall, 2 keys", "none")
+    ]
+    mean = f"{sum(found) / 2:.1f} ({min(found):.1f} to {max(found):.1f})"
+    assert f"{mean} |\n| recall, 4 keys |" in capsys.readouterr().out
+    assert (tmp_path / "recall.png").stat().st_size > 5000

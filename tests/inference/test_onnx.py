@@ -9,11 +9,12 @@ from hashlib import sha256
 import pytest
 import torch
 from pages import run_python
-from sherpa import streamed, tokens_of
+from sherpa import compare
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from tiny import EXAMPLE, FILES, ROOT, SAID
 from torch import nn
 
+from speechbrain_summarymixing.analysis.evaluate import read_reference
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.cli import main
 from speechbrain_summarymixing.errors import UserError
@@ -106,29 +107,9 @@ def test_the_folder_tells_what_it_holds(exported):
 
 @pytest.mark.slow
 def test_sherpa_onnx_says_the_same_words_offline_and_as_a_stream(exported):
-    import sherpa_onnx
-
-    model = load_model(STREAMING, "cpu")
-    offline = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
-        model=str(exported / "model.onnx"), tokens=str(exported / "tokens.txt")
-    )
-    place = exported / "streaming"
-    online = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
-        model=str(place / "model.onnx"), tokens=str(place / "tokens.txt")
-    )
-    streams = StreamingModel(model, chunk_ms=640)
-    for file in FILES:
-        samples = read_audio(file, 16000)
-        stream = offline.create_stream()
-        stream.accept_waveform(16000, samples.numpy())
-        offline.decode_stream(stream)
-        (transcript,) = transcribe(model, [file])
-        assert stream.result.text.strip() == transcript.text
-        samples = torch.cat([samples, torch.zeros(16000)])
-        stream, chunks = streamed(online, samples)
-        assert chunks >= len(samples) // 10240 - 1
-        said = model.tokenizer.decode_ids(tokens_of(streams, samples, chunks))
-        assert online.get_result(stream).strip() == said
+    result = compare(STREAMING, exported, read_reference(STREAMING))
+    assert result["utterances"] == len(FILES) and not any(result["differ"].values())
+    assert result["offline"]["WER"] == 0 and result["stream"]["WER"] < 20  # after words, silence
 
 
 @pytest.mark.slow
