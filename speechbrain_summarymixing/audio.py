@@ -1,4 +1,8 @@
-"""Reading audio of any format, rate and number of channels as mono at one rate; writing flac."""
+"""Reading audio of any format, rate and number of channels as mono at one rate; writing flac.
+
+Torch is imported where a tensor is asked for, or a file resampled: it takes seconds, and a command
+may do without.
+"""
 
 import functools
 import io
@@ -9,8 +13,6 @@ from fractions import Fraction
 
 import numpy
 import soundfile
-import torch
-import torchaudio
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.opening import opened
@@ -66,7 +68,14 @@ def audio_info(path, *, to_the_end=False):
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
 
 
-def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf, channel=None):
+def read_audio(source, sample_rate=16000, **part):
+    """As `read_samples`, as a torch.Tensor."""
+    import torch
+
+    return torch.from_numpy(read_samples(source, sample_rate, **part))
+
+
+def read_samples(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf, channel=None):
     """Reads a file, or a segment of it, as mono at a rate.
 
     Arguments
@@ -86,7 +95,7 @@ def read_audio(source, sample_rate=16000, *, name=None, start=0.0, stop=math.inf
 
     Returns
     -------
-    torch.Tensor
+    numpy.ndarray
         (T,), float32.
 
     Raises
@@ -133,11 +142,14 @@ def read_part(path, sample_rate=16000, *, seconds, place):
     UserError
         As `read_audio`.
     """
+    import torch
+
     with opened(path) as file:
         frames = min(file.frames, max(1, round(seconds * file.samplerate)))
         first = int(place * (file.frames - frames))
         samples = _mono(_read(file, path, frames, first), path)
-        return _resampled(samples, file.samplerate, sample_rate, path)
+        samples = _resampled(samples, file.samplerate, sample_rate, path)
+        return torch.from_numpy(samples)
 
 
 def read_segments(path, sample_rate=16000, *, longest):
@@ -155,7 +167,7 @@ def read_segments(path, sample_rate=16000, *, longest):
 
     Yields
     ------
-    torch.Tensor
+    numpy.ndarray
         (T,), float32.
 
     Raises
@@ -166,19 +178,19 @@ def read_segments(path, sample_rate=16000, *, longest):
     with opened(path) as file:
         rate, left = file.samplerate, file.frames
         most, least = round(min(longest * rate, left)), round(min(1.0, longest / 4) * rate)
-        held = torch.empty(0)
-        while held.numel() + left > most:
-            held = torch.cat([held, _mono(_read(file, path, most - held.numel()), path)])
+        held = numpy.empty(0, numpy.float32)
+        while held.size + left > most:
+            held = numpy.concatenate([held, _mono(_read(file, path, most - held.size), path)])
             left = file.frames - file.tell()
-            if held.numel() < most:  # of an mp3, which counts its padding
+            if held.size < most:  # of an mp3, which counts its padding
                 break
             # neither end is short
-            latest = min(most, held.numel() + left - least)
+            latest = min(most, held.size + left - least)
             cut = _quietest(held[:latest], rate, after=latest // 2)
             yield _resampled(held[:cut], rate, sample_rate, path)
             held = held[cut:]
         if left > 0:
-            held = torch.cat([held, _mono(_read(file, path), path)])
+            held = numpy.concatenate([held, _mono(_read(file, path), path)])
         yield _resampled(held, rate, sample_rate, path)
 
 
@@ -209,7 +221,7 @@ def _segment(file, path, start, stop):
     first = round(start * rate)
     frames = round(min(stop, file.frames / rate) * rate) - first
     before = min(first, round(SETTLING.get(file.format, 0.0) * rate))
-    samples = torch.empty(0, file.channels)
+    samples = numpy.empty((0, file.channels), numpy.float32)
     if frames > 0:
         samples = _read(file, path, before + frames, first - before)[before:]
     if len(samples) == 0:
@@ -231,7 +243,7 @@ def _read(file, path, frames=-1, first=None):
             raise UserError(
                 f"{path}: cannot be decoded (its sample {first} is not found): replace the file"
             )
-        samples = torch.from_numpy(file.read(frames, dtype="float32", always_2d=True))
+        samples = file.read(frames, dtype="float32", always_2d=True)
     except MemoryError as error:
         raise UserError(
             f"{path}: no memory for its {wanted} samples of {file.channels} channels: cut it"
@@ -248,20 +260,20 @@ def _read(file, path, frames=-1, first=None):
 
 def _mono(samples, path):
     """Samples (T, C) as one channel (T,), which is their mean, unless they cancel."""
-    if not samples.isfinite().all():
+    if not numpy.isfinite(samples).all():
         raise UserError(f"{path}: has NaN or infinite samples: replace the file")
-    if samples.numel() > 0 and (peak := float(samples.abs().max())) > LOUDEST:
+    if samples.size > 0 and (peak := float(numpy.abs(samples).max())) > LOUDEST:
         raise UserError(
             f"{path}: has samples of {peak:.4g}, but full scale is 1: divide them, as by 32768 if "
             "they were whole numbers of 16 bits, and write the file again"
         )
-    channels = samples.size(1)
+    channels = samples.shape[1]
     if channels == 1:
         return samples[:, 0]
     _say_once(f"audio of {channels} channels is averaged to one", path)
-    waveform = samples.mean(dim=1)
-    power = samples.square().sum(dim=0)  # (C,)
-    if waveform.square().sum() < CANCELLED * power.mean() / channels:
+    waveform = samples.mean(1)
+    power = numpy.square(samples).sum(0, dtype=numpy.float64)  # (C,)
+    if numpy.square(waveform).sum() < CANCELLED * power.mean() / channels:
         loudest = int(power.argmax())
         logger.warning(
             "%s: its %d channels cancel each other: channel %d alone is taken",
@@ -274,21 +286,23 @@ def _mono(samples, path):
 
 
 def _resampled(waveform, rate, sample_rate, path):
-    if waveform.numel() == 0:  # of an mp3, which may count none but its padding
+    if waveform.size == 0:  # of an mp3, which may count none but its padding
         raise UserError(f"{path}: holds no sample: leave it out or replace it")
     if rate == sample_rate:
         return waveform
     _say_once(f"audio at {rate} Hz is resampled to {sample_rate} Hz", path)
-    return _resampler(rate, sample_rate)(waveform)
+    import torch
+
+    return _resampler(rate, sample_rate)(torch.from_numpy(waveform)).numpy()
 
 
 def _quietest(samples, rate, *, after):
     """The middle of the quietest pause of samples (T,) after a sample."""
     hop = max(1, rate // 100)
-    power = samples[after:].square()
-    power = power[: power.numel() // hop * hop].view(-1, hop).mean(1)  # (frames,)
-    frames = max(1, min(round(PAUSE * 100), power.numel()))
-    pauses = power.unfold(0, frames, 1).mean(1)
+    power = numpy.square(samples[after:])
+    power = power[: power.size // hop * hop].reshape(-1, hop).mean(1)  # (frames,)
+    frames = max(1, min(round(PAUSE * 100), power.size))
+    pauses = numpy.lib.stride_tricks.sliding_window_view(power, frames).mean(1)
     return after + (int(pauses.argmin()) + frames // 2) * hop
 
 
@@ -299,6 +313,8 @@ def _resampler(rate, sample_rate):
     All usual rates are exact. Its kernel has a tap for each sample of a common period, which of
     44101 and 16000 Hz is 1 s.
     """
+    import torchaudio
+
     ratio = Fraction(rate, sample_rate)
     most = int(1000 / math.sqrt(max(1, ratio)))  # the kernel grows with its square and the ratio
     ratio = ratio.limit_denominator(max(1, most))
@@ -327,6 +343,8 @@ def float_samples(samples):
     UserError
         If they are no samples of one channel, not finite or far beyond full scale.
     """
+    import torch
+
     # copies: their owner may use the memory again, or not let others write there
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().to("cpu", copy=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 
 from speechbrain_summarymixing import __version__
 from speechbrain_summarymixing.analysis.analyse_commands import add_analyse
@@ -123,18 +124,11 @@ def _answer(arguments):
             return transcribe_streams(arguments)
     options = decoding_options(arguments)
     check_formats(arguments)
-    # torch takes seconds to import: only a command that needs it waits
     from tqdm import tqdm
 
-    from speechbrain_summarymixing.inference import batches, transcribe
+    from speechbrain_summarymixing.inference import batches
 
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    loaded = arguments.model, arguments.device
-    if arguments.command == "transcribe":
-        model = transcribe.load_recognizer(*loaded, trust=arguments.trust)
-    else:
-        model = transcribe.load_model(*loaded, command=arguments.command, trust=arguments.trust)
-    answers = getattr(transcribe, arguments.command)
+    answers = _answers(arguments, options)
     failed = 0
     with tqdm(
         total=round(batches.seconds_of(arguments.files)),
@@ -143,11 +137,30 @@ def _answer(arguments):
         bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]",
         disable=True if arguments.no_progress else None,
     ) as bar:
-        for result in answers(model, arguments.files, progress=bar.update, **options):
+        for result in answers(arguments.files, progress=bar.update, **options):
             failed += result.error is not None
             with bar.external_write_mode():
                 _print(result, arguments)
     return 1 if failed else 0
+
+
+def _answers(arguments, options):
+    """The function that answers files, of a model that is loaded."""
+    named, trust = (arguments.model, arguments.device), arguments.trust
+    # torch takes seconds to import: only what needs it waits
+    if arguments.command == "transcribe":
+        from speechbrain_summarymixing.inference.onnx_greedy import without_torch
+
+        if (model := without_torch(*named, **options)) is not None:
+            return model.transcribe
+    from speechbrain_summarymixing.inference import transcribe
+
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    if arguments.command == "transcribe":
+        model = transcribe.load_recognizer(*named, trust=trust)
+    else:
+        model = transcribe.load_model(*named, command=arguments.command, trust=trust)
+    return partial(getattr(transcribe, arguments.command), model)
 
 
 def _print(result, arguments):

@@ -21,7 +21,8 @@ from speechbrain_summarymixing.corpora.text import normalize_text
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import read_lines
 from speechbrain_summarymixing.inference.streaming import StreamingModel
-from speechbrain_summarymixing.inference.transcribe import Transcript, load_recognizer, transcribe
+from speechbrain_summarymixing.inference.transcribe import load_recognizer, transcribe
+from speechbrain_summarymixing.inference.transcripts import Transcript
 from speechbrain_summarymixing.tasks.metrics import word_error_interval, word_error_rate
 
 AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".sph", ".aiff", ".au")

@@ -7,9 +7,9 @@ from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
 from speechbrain_summarymixing.errors import UserError, reason_of
-from speechbrain_summarymixing.inference.decoding import BLANK
 from speechbrain_summarymixing.inference.sources import find_file
 from speechbrain_summarymixing.inference.transcribe import OPTION, kind_of, load_model
+from speechbrain_summarymixing.inference.transcripts import BLANK
 from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch

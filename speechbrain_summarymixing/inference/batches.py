@@ -6,13 +6,12 @@ import queue
 import threading
 from dataclasses import dataclass
 
-import torch
-from speechbrain.utils.data_utils import batch_pad_right
+import numpy
+from numpy.lib.stride_tricks import sliding_window_view
 
-from speechbrain_summarymixing.audio import audio_info, read_audio, read_segments
+from speechbrain_summarymixing.audio import audio_info, read_samples, read_segments
 from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.errors import UserError, lacks_memory
-from speechbrain_summarymixing.lobes.frontend import pad_to_multiple
 
 STEADY = 2.0  # power of the loudest 50 ms to that of the quietest; 40 and more where one speaks
 BLOCK_SECONDS = 10.0  # of a file, that are read at once
@@ -30,7 +29,7 @@ class _Segment:
     """
 
     file: str
-    waveform: torch.Tensor | None = None
+    waveform: numpy.ndarray | None = None
     start: int = 0
     end: int = 0
     new: int = 0
@@ -44,21 +43,22 @@ def has_speech(waveform, sample_rate=16000):
 
     Arguments
     ---------
-    waveform : torch.Tensor
-        (T,), or several (B, T).
+    waveform : numpy.ndarray or torch.Tensor
+        (T,), or several (B, T), of the CPU.
     sample_rate : int
         In Hz.
 
     Returns
     -------
-    torch.Tensor
+    numpy.ndarray
         (), or (B,), bool; True where it is too short to tell.
     """
-    frame = sample_rate // 20
-    if waveform.size(-1) < 2 * frame:
-        return torch.ones(waveform.shape[:-1], dtype=torch.bool, device=waveform.device)
-    power = waveform.square().unfold(-1, frame, frame // 2).mean(-1) + SILENCE
-    return power.amax(-1) > STEADY * power.amin(-1)
+    waveform, frame = numpy.asarray(waveform), sample_rate // 20
+    if waveform.shape[-1] < 2 * frame:
+        return numpy.ones(waveform.shape[:-1], bool)
+    frames = sliding_window_view(numpy.square(waveform), frame, -1)[..., :: frame // 2, :]
+    power = frames.mean(-1) + SILENCE
+    return power.max(-1) > STEADY * power.min(-1)
 
 
 def seconds_of(files):
@@ -91,12 +91,12 @@ def in_batches(
 
     Arguments
     ---------
-    model : Pretrained
-        From `load_model`.
+    model : Pretrained or OnnxGreedy
     files : iterable of str, Path or Utterance
         An `Utterance` that is a segment of its file is not cut.
     answer : callable
-        From waveforms (B, T) and relative lengths (B,) to an answer for each.
+        From waveforms (B, T), each of whole frames, and their relative lengths (B,), arrays of
+        float32, to an answer for each.
     segment_seconds : float
         As for `transcribe`; infinite: files are not cut.
     cut : callable or None
@@ -119,7 +119,7 @@ def in_batches(
     """
     rate = model.hparams.sample_rate
     if batch_seconds is None:
-        batch_seconds = 40.0 if torch.device(model.device).type == "cpu" else 120.0
+        batch_seconds = 40.0 if str(model.device) == "cpu" else 120.0
     of_file = []  # segments of the file that is being answered
     segments = _segments(files, rate, segment_seconds, cut)
     limits = rate * batch_seconds, batch_files
@@ -142,7 +142,7 @@ def in_batches(
 
 
 def _samples(segment):
-    return 0 if segment.waveform is None else segment.waveform.numel()
+    return 0 if segment.waveform is None else segment.waveform.size
 
 
 def _ahead(segments, most_samples, most):
@@ -196,13 +196,13 @@ def _segments(files, rate, longest, cut):
         def counted(blocks):
             nonlocal end
             for block in blocks:
-                end += block.numel()
+                end += block.size
                 yield block
 
         try:
             blocks, cut_up = _blocks(item, rate, longest, cut)
             for start, waveform in cut_up(counted(blocks), rate, longest=longest):
-                stop = start + waveform.numel()
+                stop = start + waveform.size
                 yield _Segment(file, waveform, start, stop, max(0, stop - done))
                 done = max(done, stop)
             yield _Segment(file, end=end, new=end - done, last=True)
@@ -217,7 +217,7 @@ def _path(item):
 def _blocks(item, rate, longest, cut):
     """The audio of a file in blocks, and how these are cut in segments."""
     if isinstance(item, Utterance) and item.is_segment:
-        return [read_audio(item.wav, rate, **item.part)], _as_they_are
+        return [read_samples(item.wav, rate, **item.part)], _as_they_are
     path = _path(item)
     if cut is None or audio_info(path).seconds <= longest:
         return read_segments(path, rate, longest=longest), _as_they_are
@@ -228,7 +228,7 @@ def _as_they_are(blocks, rate, *, longest):
     start = 0
     for block in blocks:
         yield start, block
-        start += block.numel()
+        start += block.size
 
 
 def _batched(segments, most_samples, most, *, padded=True):
@@ -258,8 +258,7 @@ def _answer(model, segments, answer, only_speech):
     if not heard:
         return
     try:
-        padded = batch_pad_right([pad_to_multiple(segment.waveform, whole) for segment in heard])
-        for segment, said in zip(heard, answer(*padded)):
+        for segment, said in zip(heard, answer(*_padded([s.waveform for s in heard], whole))):
             segment.answer = said
     except (MemoryError, RuntimeError) as error:  # the CPU's allocator has no kind of its own
         if not (isinstance(error, MemoryError) or lacks_memory(error)):
@@ -270,6 +269,15 @@ def _answer(model, segments, answer, only_speech):
             return
         (segment,) = heard
         segment.error = (
-            f"{segment.file}: no memory for {segment.waveform.numel() / rate:.1f} s at once: cut "
+            f"{segment.file}: no memory for {segment.waveform.size / rate:.1f} s at once: cut "
             "it, or take a machine with more"
         )
+
+
+def _padded(waveforms, whole):
+    """Waveforms (B, T) of a multiple of ``whole`` samples each, and relative lengths (B,)."""
+    sizes = numpy.array([-(-waveform.size // whole) * whole for waveform in waveforms])
+    batch = numpy.zeros((len(sizes), sizes.max()), numpy.float32)
+    for row, waveform in zip(batch, waveforms):
+        row[: waveform.size] = waveform
+    return batch, (sizes / sizes.max()).astype(numpy.float32)

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
-import torch
-from torchaudio.functional import forced_align, merge_tokens
-
 # Set on AN4, its models and noise: at most 1% of the right words are marked. See docs/use.md.
 SURE_WORD = 0.02
 SURE_UTTERANCE = 0.4
@@ -92,31 +89,3 @@ def spelled_words(pieces, values):
         _, spelled, found = zip(*group)
         if word := "".join(spelled).replace("▁", ""):
             yield word, found
-
-
-def aligned(tokens, log_probs, *, blank):
-    """Returns where tokens are said by CTC's most probable alignment.
-
-    Arguments
-    ---------
-    tokens : list of int
-        What a search found, without blank, begin and end.
-    log_probs : torch.Tensor
-        (T, V), of CTC.
-    blank : int
-        CTC's.
-
-    Returns
-    -------
-    list of Span
-        With the mean probability of each token over its frames. Tokens that are more than the
-        frames share these evenly, and have a confidence of 0.
-    """
-    frames, count = log_probs.size(0), len(tokens)
-    repeated = sum(a == b for a, b in zip(tokens, tokens[1:]))  # a blank stands between
-    if not tokens or count + repeated > frames:
-        return [Span(frames * i / count, frames * (i + 1) / count, 0.0) for i in range(count)]
-    targets = torch.tensor([tokens], device=log_probs.device)
-    path, scores = forced_align(log_probs.unsqueeze(0).float(), targets, blank=blank)
-    spans = merge_tokens(path[0], scores[0].exp(), blank=blank)
-    return [Span(span.start, span.end, span.score) for span in spans]

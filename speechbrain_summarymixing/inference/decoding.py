@@ -2,56 +2,20 @@
 
 from contextlib import contextmanager
 from copy import copy
-from typing import NamedTuple
 
 import torch
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.inference.ASR import EncoderASR
+from torchaudio.functional import forced_align, merge_tokens
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.confidence import Span, aligned
+from speechbrain_summarymixing.inference.confidence import Span
+from speechbrain_summarymixing.inference.transcripts import BLANK, CONTROLS, Hypothesis, spelling
 from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam
 from speechbrain_summarymixing.lobes.ctc_search import CTCGreedy, CTCPrefixBeam
 from speechbrain_summarymixing.lobes.transducer_search import TransducerSearch
 
-BLANK, *_ = CONTROLS = (0, 1, 2)  # tokens that spell nothing: unknown, also CTC's blank, begin, end
 BEAM_SIZE = 10  # of CTC's search
-
-
-class Hypothesis(NamedTuple):
-    """What may have been said, by tokens.
-
-    Arguments
-    ---------
-    tokens : list of int
-    score : float or None
-        Of the search: the log-probability of CTC's beam search, SpeechBrain's score of the joint
-        one; None: it has none.
-    spans : list of Span or None
-        Of the tokens but for `CONTROLS`; None: it is not the best hypothesis.
-    """
-
-    tokens: list[int]
-    score: float | None
-    spans: list[Span] | None
-
-
-def spelling(tokens):
-    """Returns those of tokens that spell something."""
-    return [token for token in tokens if token not in CONTROLS]
-
-
-def text_of(tokenizer, tokens):
-    """Returns the words of tokens, one space apart; sentencepiece keeps those that spell nothing.
-
-    Example
-    -------
-    >>> from types import SimpleNamespace
-    >>> tokenizer = SimpleNamespace(decode_ids=lambda tokens: "".join(" MRS"[t] for t in tokens))
-    >>> text_of(tokenizer, [1, 2, 0, 0, 3, 0])
-    'MR S'
-    """
-    return " ".join(tokenizer.decode_ids(tokens).split())
 
 
 class Search:
@@ -256,6 +220,34 @@ def rows_of(log_probs, lengths):
     """Returns of each utterance its frames (T', V) of log-probabilities (B, T, V)."""
     frames = (lengths * log_probs.size(1)).round().int().tolist()
     return [row[:count] for row, count in zip(log_probs, frames)]
+
+
+def aligned(tokens, log_probs, *, blank):
+    """Returns where tokens are said by CTC's most probable alignment.
+
+    Arguments
+    ---------
+    tokens : list of int
+        What a search found, without blank, begin and end.
+    log_probs : torch.Tensor
+        (T, V), of CTC.
+    blank : int
+        CTC's.
+
+    Returns
+    -------
+    list of Span
+        With the mean probability of each token over its frames. Tokens that are more than the
+        frames share these evenly, and have a confidence of 0.
+    """
+    frames, count = log_probs.size(0), len(tokens)
+    repeated = sum(a == b for a, b in zip(tokens, tokens[1:]))  # a blank stands between
+    if not tokens or count + repeated > frames:
+        return [Span(frames * i / count, frames * (i + 1) / count, 0.0) for i in range(count)]
+    targets = torch.tensor([tokens], device=log_probs.device)
+    path, scores = forced_align(log_probs.unsqueeze(0).float(), targets, blank=blank)
+    spans = merge_tokens(path[0], scores[0].exp(), blank=blank)
+    return [Span(span.start, span.end, span.score) for span in spans]
 
 
 def stream_search(model, name=None, **options):

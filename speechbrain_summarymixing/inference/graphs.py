@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.onnx_graph import SUBSAMPLING
 from speechbrain_summarymixing.lobes.transducer import BLANK
 
-SUBSAMPLING = 4  # feature frames for one of the encoder; sherpa-onnx takes it for granted
 VARIES = torch.export.Dim.DYNAMIC
 SILENCE = -15.942385  # of the filterbank where there are zeros: log of float32's epsilon
 

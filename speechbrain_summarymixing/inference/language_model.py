@@ -7,8 +7,7 @@ import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from speechbrain_summarymixing.errors import UserError, reason_of
-from speechbrain_summarymixing.inference.provenance import check_sums
-from speechbrain_summarymixing.inference.sources import find_file, load_strictly
+from speechbrain_summarymixing.inference.sources import check_files, find_file, load_strictly
 from speechbrain_summarymixing.inference.trust import check_names, check_references
 
 OPTION = "--lm_folder"
@@ -74,7 +73,7 @@ def load_language_model(source, *, trust=False):
     text = language_model_yaml(source, trust=trust)
     weights = find_file(source, "lm.ckpt", option=OPTION)
     try:
-        check_sums(source, {weights.name: weights}, option=OPTION)
+        check_files(source, {weights.name: weights}, option=OPTION)
         model = load_hyperpyyaml(text)["lm_model"]
         load_strictly(model, weights)
     except UserError as error:

@@ -23,6 +23,7 @@ from speechbrain_summarymixing.inference.graphs import (
     PredictorGraph,
     StreamingGraph,
 )
+from speechbrain_summarymixing.inference.onnx_graph import FEATURES, INSTALL
 from speechbrain_summarymixing.inference.provenance import write_config
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 
@@ -30,12 +31,6 @@ logger = logging.getLogger(__name__)
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a graph's first output, onnxruntime's against torch's
-FEATURES = {
-    "sample_rate": 16000,
-    "n_mels": 80,
-    "low_freq": 20.0,
-    "high_freq": -400.0,
-}  # of sherpa-onnx
 OFFLINE_METADATA = {"model_type": "zipformer2_ctc", "version": 1}
 TRANSDUCER_METADATA = {"model_type": "zipformer2", "version": 1}
 CALLS = {  # of sherpa-onnx, for a model of CTC or a transducer, of whole files or streams
@@ -66,7 +61,6 @@ Made by speechbrain-summarymixing (SummaryMixing: arXiv 2307.07421). It runs in 
 
 config.json tells the features, versions and the sha256 of each file. No file holds code.
 """
-INSTALL = 'pip install "speechbrain-summarymixing[onnx]"'
 
 
 def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=False):

@@ -3,9 +3,6 @@
 B is the batch, T the frames of the encoder, V the number of tokens.
 """
 
-import json
-import math
-import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,37 +12,22 @@ from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.inference.ASR import EncoderASR
 from torch import nn
 
-from speechbrain_summarymixing.errors import UserError, reason_of
-from speechbrain_summarymixing.files import read_lines
-from speechbrain_summarymixing.inference.graphs import SUBSAMPLING, StreamingGraph
-from speechbrain_summarymixing.inference.onnx import INSTALL
-from speechbrain_summarymixing.inference.provenance import check_sums
+from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.inference.graphs import StreamingGraph
+from speechbrain_summarymixing.inference.onnx_graph import (
+    CTC,
+    ENCODER,
+    OPTION,
+    SUBSAMPLING,
+    TOKENS,
+    Graph,
+    Tokens,
+    number_of,
+)
 from speechbrain_summarymixing.lobes.frontend import KaldiFbank
 from speechbrain_summarymixing.lobes.streaming import SampleWindows
 from speechbrain_summarymixing.lobes.transducer import BLANK
 from speechbrain_summarymixing.lobes.transducer_search import TransducerBeam, TransducerGreedy
-
-OPTION = "MODEL"
-TOKENS = "tokens.txt"
-CTC, ENCODER = "model", "encoder"  # how the names of graphs begin, of CTC and of a transducer
-NO_MEMORY = "allocate memory|bad_alloc"
-AGAIN = "copy the folder again, or export the model anew"
-
-
-def find_graph(source):
-    """Returns the path of the graph that a model's name means, or None where it means no export.
-
-    Arguments
-    ---------
-    source : str or Path
-        A folder that `export_onnx` wrote, of which it is the graph in full precision, or a graph
-        there, as model.int8.onnx.
-    """
-    path = Path(source)
-    if path.suffix == ".onnx":
-        return path
-    graphs = (path / f"{name}.onnx" for name in (CTC, ENCODER))
-    return next((graph for graph in graphs if graph.is_file()), None)
 
 
 class OnnxRecognizer(EncoderASR):
@@ -81,7 +63,7 @@ class OnnxRecognizer(EncoderASR):
                 "CPU here: leave --device out, or take the model that it was exported from"
             )
         self.graph = Path(graph)
-        features, encoder = KaldiFbank(), Graph(self.graph)
+        features, encoder = KaldiFbank(), TensorGraph(self.graph)
         about = encoder.metadata
         hparams = {
             "tokenizer": Tokens(self.graph.with_name(TOKENS)),
@@ -91,21 +73,17 @@ class OnnxRecognizer(EncoderASR):
             "ctc_lin": nn.Identity(),  # a graph tells CTC's log-probabilities
         }
         if "segment_seconds" in about:
-            hparams["segment_seconds"] = _number(about, "segment_seconds", self.graph)
+            hparams["segment_seconds"] = number_of(about, "segment_seconds", self.graph)
         modules = {"encoder": OfflineEncoder(features, encoder)}
         if not self.graph.name.startswith(CTC):
             head = Head(self.graph)
-            symbols = {"max_symbols": int(_number(about, "max_symbols", self.graph, 1))}
-            beam = int(_number(about, "beam_size", self.graph, 10))
+            symbols = {"max_symbols": int(number_of(about, "max_symbols", self.graph, 1))}
+            beam = int(number_of(about, "beam_size", self.graph, 10))
             hparams["greedy_search"] = TransducerGreedy(head, **symbols)
             modules["decoder"] = TransducerBeam(head, beam_size=beam, **symbols)
         super().__init__(modules=modules, hparams=hparams, run_opts={"device": "cpu"})
-        known = self.tokenizer.get_piece_size()
-        if "decoder" not in modules and encoder.width != known:
-            raise UserError(
-                f"{self.graph.with_name(TOKENS)}: has {known} tokens, but the model's outputs are "
-                f"{encoder.width}: {AGAIN}"
-            )
+        if "decoder" not in modules:
+            self.tokenizer.check(encoder)
 
     def stream_encoder(self, dynchunktrain_config):
         """Returns the `StreamingEncoder` of its streams.
@@ -127,58 +105,20 @@ class OnnxRecognizer(EncoderASR):
             raise UserError(
                 f"{file}: no such file, and a stream needs it: export the model with --chunk-ms"
             )
-        return StreamingEncoder(self.hparams.compute_features, Graph(file), dynchunktrain_config)
+        return StreamingEncoder(
+            self.hparams.compute_features, TensorGraph(file), dynchunktrain_config
+        )
 
 
-class Graph:
-    """A graph and its metadata.
-
-    Arguments
-    ---------
-    file : Path
-    """
+class TensorGraph(Graph):
+    """A `Graph` of tensors, by as many threads as torch has."""
 
     def __init__(self, file):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{error.name} is not installed: {INSTALL}") from error
-        if not file.is_file():
-            raise UserError(f"{OPTION} has no {file}: {AGAIN}")
-        check_sums(file.parent, {file.name: file}, option=OPTION)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # of many kinds, which have no name
-            raise UserError(f"{file}: cannot be loaded ({reason_of(error)}): {AGAIN}") from error
-        self.file, self.inputs = file, self._session.get_inputs()
-        self.metadata = self._session.get_modelmeta().custom_metadata_map
-        self.width = self._session.get_outputs()[0].shape[-1]
-
-    def check(self, *names):
-        """Makes sure that its inputs have these names, and returns itself."""
-        if (found := [one.name for one in self.inputs]) != list(names):
-            raise UserError(
-                f"{self.file}: takes {', '.join(found)}, but must take {', '.join(names)}, as what "
-                f"summarymixing export writes: {AGAIN}"
-            )
-        return self
+        super().__init__(file, torch.get_num_threads())
 
     def __call__(self, *inputs):
         """Returns the outputs of inputs, tensors both."""
-        feeds = {one.name: x.numpy() for one, x in zip(self.inputs, inputs)}
-        try:
-            return [torch.from_numpy(x) for x in self._session.run(None, feeds)]
-        except Exception as error:
-            if re.search(NO_MEMORY, str(error)):
-                raise MemoryError(str(error)) from error
-            raise UserError(
-                f"{self.file}: cannot be computed ({reason_of(error)}): {AGAIN}"
-            ) from error
+        return list(map(torch.from_numpy, super().__call__(*(x.numpy() for x in inputs))))
 
 
 class OfflineEncoder(nn.Module):
@@ -187,7 +127,7 @@ class OfflineEncoder(nn.Module):
     Arguments
     ---------
     features : KaldiFbank
-    graph : Graph
+    graph : TensorGraph
     """
 
     def __init__(self, features, graph):
@@ -206,7 +146,7 @@ class StreamingEncoder(nn.Module):
     Arguments
     ---------
     features : KaldiFbank
-    graph : Graph
+    graph : TensorGraph
     dynchunktrain_config : DynChunkTrainConfig
 
     Raises
@@ -218,7 +158,7 @@ class StreamingEncoder(nn.Module):
     def __init__(self, features, graph, dynchunktrain_config):
         super().__init__()
         self.features, self._graph = features, graph.check(*StreamingGraph.inputs)
-        self.chunk_frames = int(_number(graph.metadata, "T", graph.file)) // SUBSAMPLING
+        self.chunk_frames = int(number_of(graph.metadata, "T", graph.file)) // SUBSAMPLING
         self.frame_samples = features.samples
         frame_ms = 1000 * features.samples // features.sample_rate
         if dynchunktrain_config.chunk_size != self.chunk_frames:
@@ -269,10 +209,10 @@ class Head(nn.Module):
         places = (
             encoder.with_name(encoder.name.replace(ENCODER, n)) for n in ("decoder", "joiner")
         )
-        self._predictor, self._joiner = map(Graph, places)
+        self._predictor, self._joiner = map(TensorGraph, places)
         self._predictor.check("y")
         self._joiner.check("encoder_out", "decoder_out")
-        self.context = int(_number(self._predictor.metadata, "context_size", encoder))
+        self.context = int(number_of(self._predictor.metadata, "context_size", encoder))
         self.output = SimpleNamespace(weight=torch.empty(0))  # its type and device
 
     def predictor(self, tokens, state=None):
@@ -287,52 +227,3 @@ class Head(nn.Module):
         encoded, predicted = torch.broadcast_tensors(encoded, predicted)
         rows = (x.flatten(0, -2).contiguous() for x in (encoded, predicted))
         return self._joiner(*rows)[0].unflatten(0, encoded.shape[:-1])
-
-
-class Tokens:
-    """What tokens spell, as sentencepiece tells it.
-
-    Arguments
-    ---------
-    file : Path
-        Of an export: a token and its number in each line, of which 0 is the blank and 1 and 2
-        spell nothing.
-    """
-
-    def __init__(self, file):
-        if not file.is_file():
-            raise UserError(f"{OPTION} has no {file}: {AGAIN}")
-        check_sums(file.parent, {file.name: file}, option=OPTION)
-        rows = [line.rpartition(" ") for line in read_lines(file)]
-        self._pieces = [piece for piece, *_ in rows]
-        if [number for *_, number in rows] != [str(i) for i in range(len(rows))]:
-            raise UserError(
-                f"{file}: has no token with its number, from 0 on, in each line: {AGAIN}"
-            )
-
-    def get_piece_size(self):
-        """Returns how many tokens there are."""
-        return len(self._pieces)
-
-    def id_to_piece(self, token):
-        """Returns how a token is written; "▁" begins a word."""
-        return self._pieces[token]
-
-    def decode_ids(self, tokens):
-        """Returns the text of tokens."""
-        spelled = "".join(self._pieces[token] for token in tokens if token > 2)
-        return spelled.replace("▁", " ").lstrip(" ")
-
-
-def _number(metadata, key, file, default=None):
-    """A number of a graph's metadata, which are texts."""
-    try:
-        number = json.loads(metadata[key]) if default is None or key in metadata else default
-        if isinstance(number, (int, float)) and math.isfinite(number) and number > 0:
-            return number
-    except (KeyError, ValueError):
-        pass
-    raise UserError(
-        f"{file}: its metadata say {metadata.get(key)!r} of {key}, which must be a number above 0: "
-        f"{AGAIN}"
-    )

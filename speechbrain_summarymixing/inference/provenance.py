@@ -10,7 +10,6 @@ from pathlib import Path
 
 import speechbrain_summarymixing
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.inference.sources import find_file
 
 logger = logging.getLogger(__name__)
 
@@ -82,28 +81,24 @@ def write_config(folder, *, packages=(), **about):
     (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def check_sums(source, files, *, option):
+def check_sums(config, files):
     """Compares files of a model with the sums that its export wrote; older exports have none.
 
     A YAML file that was changed is told in the log, since it may be changed by hand.
 
     Arguments
     ---------
-    source : str or Path
-        Folder or hub name, as for `find_file`.
+    config : Path
+        The model's config.json; where there is none, nothing is compared.
     files : dict
         From the name of each file to its path.
-    option : str
-        As for `find_file`.
 
     Raises
     ------
     UserError
         If another file is not that of the export, or config.json cannot be read.
     """
-    try:
-        config = find_file(source, CONFIG, option=option)
-    except UserError:
+    if not config.is_file():
         return
     try:
         sums = dict(json.loads(config.read_text(encoding="utf-8")).get("sha256", {}))

@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import torch
-import torchaudio
-from torch import nn
+import numpy
+from numpy.lib.stride_tricks import sliding_window_view
 
 from speechbrain_summarymixing.errors import UserError
 
@@ -64,29 +63,29 @@ class Loudness:
 
     def reset(self):
         """Begins with another recording."""
-        self._rest, self._past = torch.empty(0), torch.empty(0)
+        self._rest = self._past = numpy.empty(0, numpy.float32)
 
     def __call__(self, samples):
         """Returns the probability of speech of each frame that a block completes.
 
         Arguments
         ---------
-        samples : torch.Tensor
-            (T,).
+        samples : numpy.ndarray
+            (T,), float32.
 
         Returns
         -------
         list of float
         """
-        samples = torch.cat([self._rest, samples])
-        count = samples.numel() // self.frame
+        samples = numpy.concatenate([self._rest, samples])
+        count = samples.size // self.frame
         frames, self._rest = samples[: count * self.frame], samples[count * self.frame :]
         if not count:
             return []
-        power = frames.view(count, -1).square().mean(1) + QUIET
-        known = torch.cat([self._past, power])
-        ends = torch.full((self.around,), torch.inf)
-        floor = torch.cat([ends, known, ends]).unfold(0, 2 * self.around + 1, 1).amin(1)[-count:]
+        power = numpy.square(frames.reshape(count, -1)).mean(1) + QUIET
+        known = numpy.concatenate([self._past, power])
+        around = numpy.pad(known, self.around, constant_values=numpy.inf)
+        floor = sliding_window_view(around, 2 * self.around + 1).min(1)[-count:]
         self._past = known[-self.around :]
         return (power / (power + LOUDER * floor)).tolist()
 
@@ -106,6 +105,8 @@ class Silero:
     """
 
     def __init__(self, sample_rate):
+        import torch
+
         threads = torch.get_num_threads()
         try:
             from silero_vad import load_silero_vad
@@ -122,19 +123,24 @@ class Silero:
     def reset(self):
         """Begins with another recording."""
         self.network.reset_states()
-        self._rest = torch.empty(0)
+        self._rest = numpy.empty(0, numpy.float32)
 
-    @torch.no_grad()
     def __call__(self, samples):
         """Returns the probability of speech of each frame that a block completes, as `Loudness`."""
-        samples, size = torch.cat([self._rest, samples]), round(FRAME_SECONDS * self.sample_rate)
-        count = samples.numel() // size
-        frames, self._rest = samples[: count * size].view(count, size), samples[count * size :]
+        import torch
+        import torchaudio
+
+        samples = numpy.concatenate([self._rest, samples])
+        size = round(FRAME_SECONDS * self.sample_rate)
+        count = samples.size // size
+        frames, self._rest = samples[: count * size], samples[count * size :]
+        frames = torch.tensor(frames).view(count, size)
         if self.sample_rate != SILERO_RATE and count:  # frame by frame, so that none drifts
             wanted = round(FRAME_SECONDS * SILERO_RATE)
             frames = torchaudio.functional.resample(frames, self.sample_rate, SILERO_RATE)
-            frames = nn.functional.pad(frames, (0, wanted - frames.size(1)))
-        return [float(self.network(frame.unsqueeze(0), SILERO_RATE)) for frame in frames]
+            frames = torch.nn.functional.pad(frames, (0, wanted - frames.size(1)))
+        with torch.no_grad():
+            return [float(self.network(frame.unsqueeze(0), SILERO_RATE)) for frame in frames]
 
 
 def windows(blocks, sample_rate, *, longest):
@@ -152,14 +158,15 @@ def windows(blocks, sample_rate, *, longest):
     """
     size = round(longest * sample_rate)
     hop = max(1, round(size * (1 - OVERLAP)))
-    past, held, first = torch.empty(0), torch.empty(0), 0
+    past = held = numpy.empty(0, numpy.float32)
+    first = 0
     for block in blocks:
-        held = torch.cat([held, block])
-        while held.numel() > size:
+        held = numpy.concatenate([held, block])
+        while held.size > size:
             yield first, held[:size]
             past, held, first = held[:hop], held[hop:], first + hop
-    last = torch.cat([past, held])[-size:]
-    yield first + held.numel() - last.numel(), last
+    last = numpy.concatenate([past, held])[-size:]
+    yield first + held.size - last.size, last
 
 
 def spoken(blocks, sample_rate, *, longest, detector):
@@ -170,8 +177,8 @@ def spoken(blocks, sample_rate, *, longest, detector):
 
     Arguments
     ---------
-    blocks : iterable of torch.Tensor
-        (T,), one after another.
+    blocks : iterable of numpy.ndarray
+        (T,), float32, one after another.
     sample_rate : int
         In Hz.
     longest : float
@@ -186,7 +193,8 @@ def spoken(blocks, sample_rate, *, longest, detector):
     size = round(FRAME_SECONDS * sample_rate)
     most = max(2, int(longest / FRAME_SECONDS))
     pause = max(2, round(PAUSE * most))
-    held, first, probable, speech = torch.empty(0), 0, [], []  # from the frame `first` on
+    held, first = numpy.empty(0, numpy.float32), 0
+    probable, speech = [], []  # of the frames from `first` on
     detector.reset()
 
     def complete(whole):
@@ -199,12 +207,12 @@ def spoken(blocks, sample_rate, *, longest, detector):
             del speech[:stop], probable[:stop]
 
     for block in blocks:
-        held = torch.cat([held, block])
+        held = numpy.concatenate([held, block])
         for probability in detector(block):
             speech.append(probability >= (END if speech and speech[-1] else BEGIN))
             probable.append(probability)
         yield from complete(False)
-    missing = -(-held.numel() // size) - len(speech)  # the end is no whole frame
+    missing = -(-held.size // size) - len(speech)  # the end is no whole frame
     speech += [bool(speech) and speech[-1]] * missing
     probable += [0.0] * missing
     yield from complete(True)
@@ -242,9 +250,10 @@ def _cut(speech, probable, most, pause, whole):
 
 def _dip(probable, start, stop):
     """The frame in the middle of those where speech is least probable."""
-    around = torch.tensor(probable[start:stop])
-    width = min(DIP_FRAMES, around.numel())
-    return start + int(around.unfold(0, width, 1).mean(1).argmin()) + max(1, width // 2)
+    around = numpy.array(probable[start:stop])
+    width = min(DIP_FRAMES, around.size)
+    means = sliding_window_view(around, width).mean(1)
+    return start + int(means.argmin()) + max(1, width // 2)
 
 
 def merge(before, after, begin, end):

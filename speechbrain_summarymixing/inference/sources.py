@@ -15,6 +15,7 @@ from huggingface_hub.constants import ENDPOINT
 from speechbrain.utils.fetching import FetchConfig, fetch
 
 from speechbrain_summarymixing.errors import UserError, reason_of
+from speechbrain_summarymixing.inference.provenance import CONFIG, check_sums
 
 
 def find_file(source, name, *, option):
@@ -64,6 +65,23 @@ def find_file(source, name, *, option):
             f"{option} is {source}: no such folder, and {name} did not come from the hub "
             f"({reason}): look at the name and at your connection"
         ) from error
+
+
+def check_files(source, files, *, option):
+    """Compares files of a trained model with the sums that its export wrote, as `check_sums`.
+
+    Arguments
+    ---------
+    source, option
+        As for `find_file`.
+    files : dict
+        From the name of each file to its path.
+    """
+    try:
+        config = find_file(source, CONFIG, option=option)
+    except UserError:  # older exports have none
+        return
+    check_sums(config, files)
 
 
 @functools.lru_cache(maxsize=1)

@@ -174,7 +174,7 @@ def _file(file, model):
 
     chunk = model.encoder.chunk_frames * model.encoder.frame_samples
     for segment in read_segments(file, model.sample_rate, longest=READ_SECONDS):
-        yield from segment.split(chunk)
+        yield from (segment[start : start + chunk] for start in range(0, len(segment), chunk))
 
 
 def _transcribe(model, pieces, printer):

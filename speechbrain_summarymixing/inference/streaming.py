@@ -12,7 +12,8 @@ from speechbrain_summarymixing.audio import float_samples
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.batches import has_speech
 from speechbrain_summarymixing.inference.confidence import spelled_words
-from speechbrain_summarymixing.inference.decoding import stream_search, text_of
+from speechbrain_summarymixing.inference.decoding import stream_search
+from speechbrain_summarymixing.inference.transcripts import text_of
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
 from speechbrain_summarymixing.nnet.streaming import (
     join_rows,

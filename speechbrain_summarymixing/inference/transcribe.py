@@ -10,16 +10,14 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.inference.batches import in_batches
-from speechbrain_summarymixing.inference.confidence import Word, words_of
-from speechbrain_summarymixing.inference.decoding import Decoder, spelling, text_of
-from speechbrain_summarymixing.inference.onnx_model import OPTION, OnnxRecognizer, find_graph
-from speechbrain_summarymixing.inference.provenance import check_sums
-from speechbrain_summarymixing.inference.segments import WAYS, cutter, merge
-from speechbrain_summarymixing.inference.sources import find_file, hub, load_tokenizer
+from speechbrain_summarymixing.inference.decoding import Decoder
+from speechbrain_summarymixing.inference.onnx_graph import OPTION, find_graph
+from speechbrain_summarymixing.inference.onnx_model import OnnxRecognizer
+from speechbrain_summarymixing.inference.sources import check_files, find_file, hub, load_tokenizer
+from speechbrain_summarymixing.inference.transcripts import Answer, recognise
 from speechbrain_summarymixing.inference.trust import check_yaml
 from speechbrain_summarymixing.processes import check_device
 
-SEGMENT_SECONDS = 20.0  # of models that do not tell theirs
 COMMAND_SECONDS = 30.0  # longest file that is one command to understand, as in training
 
 # What the hyperparams.yaml of a kind of model alone has: its command, file and interface.
@@ -31,51 +29,6 @@ KINDS = {
     "\ndecoding_function:": ("transcribe", "tokenizer.ckpt", EncoderASR),
     "": ("transcribe", "tokenizer.ckpt", EncoderDecoderASR),
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one file, or why there is nothing.
-
-    Arguments
-    ---------
-    file : str
-    seconds : float or None
-        Duration of the audio.
-    error : str or None
-    """
-
-    file: str
-    seconds: float | None = None
-    error: str | None = None
-
-    def doubt(self):
-        """Returns what is doubtful about it, as a text, or None."""
-
-
-@dataclass(frozen=True)
-class Transcript(Answer):
-    """What was said in a file, as ``text`` and as ``words`` with their times and confidence.
-
-    ``segments``, where more than one hypothesis was asked for, has of each segment the second at
-    which it begins and its hypotheses: ``text`` and ``score``, the best first.
-    """
-
-    text: str | None = None
-    words: tuple[Word, ...] = ()
-    segments: tuple[dict, ...] | None = None
-
-    def doubt(self):
-        """Returns which words cannot be relied on, or None."""
-        unsure = [word.word for word in self.words if not word.sure]
-        if unsure:
-            shown = " ".join(unsure[:10]) + (" …" if len(unsure) > 10 else "")
-            return f"{len(unsure)} of {len(self.words)} words are uncertain: {shown}"
-        return "no words" if self.text == "" else None
-
-    def line(self):
-        """Returns it as a line."""
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -142,7 +95,7 @@ def load_model(source, device=None, *, command="transcribe", trust=False):
         raise UserError(
             f"{OPTION} is {source}, which is not made to {command}: summarymixing {kind} uses it"
         )
-    check_sums(source, {file.name: file, **files}, option=OPTION)
+    check_files(source, {file.name: file, **files}, option=OPTION)
     if not trust:
         check_yaml(text, file)
     if device is not None:
@@ -253,39 +206,13 @@ def transcribe(
     """
     search = {"beam_size": beam_size, "ngram": ngram, "hotwords": hotwords}
     decode = Decoder(model, decoder, **search, hotword_weight=hotword_weight, nbest=nbest)
-    if segment_seconds is None:
-        segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)
-    cut = cutter(segments or WAYS[0], model.hparams.sample_rate)
-    results = in_batches(model, files, decode, segment_seconds=segment_seconds, cut=cut, **batches)
-    return (_transcript(model, result, nbest) for result in results)
+    options = {"segment_seconds": segment_seconds, "segments": segments, "nbest": nbest}
+    return recognise(model, files, _of_tensors(decode), **options, **batches)
 
 
-def _transcript(model, result, nbest):
-    parts = result.pop("answers", None)
-    if parts is None:
-        return Transcript(**result)
-    tokenizer, words, end = model.tokenizer, [], 0.0
-    frame_seconds = model.hparams.compute_features.samples / model.hparams.sample_rate
-    texts = [[text_of(tokenizer, one.tokens) for one in said] for *_, said in parts]
-    overlaps = any(later[0] < former[1] for former, later in zip(parts, parts[1:]))
-    for begin, stop, (best, *_) in parts:
-        pieces = [tokenizer.id_to_piece(token) for token in spelling(best.tokens)]
-        new = words_of(pieces, best.spans, frame_seconds=frame_seconds, begin=begin)
-        words = merge(words, new, begin, end) if begin < end else words + new
-        end = stop
-    segments = None
-    if nbest > 1:
-        segments = tuple(
-            {
-                "begin": round(begin, 3),
-                "nbest": [{"text": a, "score": round(b.score, 4)} for a, b in zip(spelled, said)],
-            }
-            for spelled, (begin, _, said) in zip(texts, parts)
-        )
-    text = " ".join(spelled[0] for spelled in texts if spelled[0])
-    if overlaps:
-        text = " ".join(word.word for word in words)
-    return Transcript(**result, text=text, words=tuple(words), segments=segments)
+def _of_tensors(answer):
+    """Lets `in_batches` ask what takes tensors."""
+    return lambda wavs, lengths: answer(torch.from_numpy(wavs), torch.from_numpy(lengths))
 
 
 def understand(model, files, **batches):
@@ -306,6 +233,7 @@ def understand(model, files, **batches):
     """
     names = getattr(model.hparams, "label_names", None)  # old exports lack them
 
+    @_of_tensors
     def answer(wavs, lengths):
         with torch.no_grad():
             lengths = lengths.to(model.device)
@@ -354,6 +282,7 @@ def classify(model, files, **batches):
         One for each file, in their order.
     """
 
+    @_of_tensors
     def answer(wavs, lengths):
         with torch.no_grad():
             _, scores, _, labels = model.classify_batch(wavs, lengths)

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from speechbrain_summarymixing.inference.confidence import Span, aligned, words_of
+from speechbrain_summarymixing.inference.confidence import Span, words_of
+from speechbrain_summarymixing.inference.decoding import aligned
 
 
 def best_alignment(tokens, log_probs):

@@ -1,13 +1,16 @@
 """Models in ONNX as MODEL of commands: what torch finds, and what is told of bad ones."""
 
 import json
+import subprocess
 import sys
 import warnings
 from functools import partial
 from types import SimpleNamespace
 
+import numpy
 import onnx
 import pytest
+import soundfile
 import torch
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.inference.ASR import EncoderASR
@@ -19,7 +22,8 @@ from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.decoding import Decoder
 from speechbrain_summarymixing.inference.graphs import JoinerGraph, PredictorGraph, StreamingGraph
-from speechbrain_summarymixing.inference.onnx_model import Tokens
+from speechbrain_summarymixing.inference.onnx_graph import Tokens
+from speechbrain_summarymixing.inference.onnx_greedy import without_torch
 from speechbrain_summarymixing.inference.sources import load_tokenizer
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import load_recognizer, transcribe
@@ -146,11 +150,64 @@ def test_all_that_is_found_is_what_torch_finds(folder, options):
     found = list(transcribe(load_recognizer(folder), FILES, **options))
     expected = list(transcribe(torch_model(), FILES, **options))
     assert all(len(transcript.words) > 9 for transcript in expected)
-    for one, other in zip(found, expected):
-        assert (one.text, one.seconds, one.error) == (other.text, other.seconds, None)
-        for mine, right in zip(one.words, other.words):
+    assert same(found, expected) and expected[0].error is None
+
+
+def same(found, expected):
+    """Whether transcripts are the same, but for rounding in their confidence."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.file, one.text, one.seconds, one.error) == (
+            (other.file, other.text, other.seconds, other.error)
+        )
+        for mine, right in zip(one.words, other.words, strict=True):
             assert (mine.word, mine.begin, mine.end) == (right.word, right.begin, right.end)
             assert mine.confidence == pytest.approx(right.confidence, abs=2e-4)
+    return True
+
+
+@pytest.mark.parametrize("options", [{}, {"segments": "windows", "segment_seconds": 1.5}])
+def test_without_torch_the_transcripts_are_the_same(folder, tmp_path, options):
+    random = numpy.random.default_rng(len(options))
+    files = [*FILES, "gone.wav", str(tmp_path / "one.wav")]
+    soundfile.write(files[-1], random.uniform(-0.5, 0.5, 1), 16000)
+    for index in range(12):
+        rate, channels = (16000, 16000, 22050)[index % 3], 1 + index % 2
+        samples = random.normal(0, 0.1, (random.integers(1, 5 * rate), channels))
+        samples[: len(samples) // 3] *= 0.01  # else it is no speech, but steady noise
+        files.append(str(tmp_path / f"{index}.wav"))
+        soundfile.write(files[-1], samples, rate)
+    model = without_torch(folder, "cpu", decoder="greedy", nbest=1, batch_seconds=9.0, **options)
+    found = list(model.transcribe(files, decoder="greedy", batch_seconds=9.0, **options))
+    assert sum(len(one.words) for one in found) > 50
+    assert same(found, transcribe(load_recognizer(folder), files, batch_seconds=9.0, **options))
+
+
+def test_what_needs_torch_is_told_from_what_does_not(folder, tmp_path, monkeypatch):
+    (tmp_path / "encoder.onnx").touch()  # of a transducer
+    for source in (EXAMPLE, tmp_path, "owner/name"):
+        assert without_torch(source) is None
+    assert without_torch(folder, "cuda") is None
+    needing = ({"decoder": "beam"}, {"decoder": "joint"}, {"nbest": 2}, {"segments": "vad"})
+    for options in (*needing, {"beam_size": 3}, {"hotwords": "BUS"}, {"ngram": "x.arpa"}):
+        assert without_torch(folder, **options) is None
+    with pytest.raises(ValueError, match="decoder is 'beam'"):
+        without_torch(folder).transcribe(FILES, decoder="beam")
+    monkeypatch.setitem(sys.modules, "kaldi_native_fbank", None)
+    assert without_torch(folder) is None
+
+
+def test_a_graph_is_transcribed_by_where_there_is_no_torch(folder):
+    heavy = ("torch", "torchaudio", "speechbrain", "sentencepiece", "scipy", "matplotlib")
+    start = f"import sys; sys.modules |= dict.fromkeys({heavy})\n"
+    start += "from speechbrain_summarymixing import cli; sys.exit(cli.main(sys.argv[1:]))"
+    for file in (str(folder), str(folder / "model.onnx")):
+        command = [sys.executable, "-c", start, "transcribe", "--json", file, *FILES, "gone.wav"]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert (run.returncode, run.stderr.count("Traceback")) == (1, 0), run.stderr
+        *found, gone = map(json.loads, run.stdout.splitlines())
+        assert "no such file" in gone["error"] and "no such file" in run.stderr
+        expected = transcribe(load_recognizer(folder), FILES)
+        assert [one["text"] for one in found] == [one.text for one in expected]
 
 
 def test_streams_that_come_and_go_say_what_each_says_alone(folder):
@@ -226,14 +283,18 @@ def test_what_cannot_be_is_told(folder, tmp_path, monkeypatch, capsys):
         ("model.onnx", (folder / "streaming" / "model.onnx").read_bytes(), "must take x, x_lens"),
         ("config.json", b'{"sha256": {"model.onnx": "0"}}', "is not the file that was exported"),
     ):
-        with pytest.raises(UserError, match=told):
-            load_recognizer(copied(name, content))
+        for load in (load_recognizer, without_torch):
+            with pytest.raises(UserError, match=told):
+                load(copied(name, content))
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="a stream needs it: export the model with --chunk-ms"):
         StreamingModel(load_recognizer(tmp_path))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install .*\[onnx\]"):
-        load_recognizer(folder)
+    for load in (load_recognizer, without_torch):
+        with pytest.raises(
+            UserError, match=r"onnxruntime is not installed: pip install .*\[onnx\]"
+        ):
+            load(folder)
 
 
 def test_a_batch_that_lacks_memory_is_heard_one_by_one(folder, monkeypatch):

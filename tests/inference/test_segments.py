@@ -198,7 +198,7 @@ def test_of_a_long_file_no_more_than_some_batches_are_held(tmp_path):
 
     def cut(blocks, rate, *, longest):
         for first, samples in cutter("pauses", rate)(blocks, rate, longest=longest):
-            samples = samples.clone()
+            samples = samples.copy()
             alive.append(weakref.ref(samples))
             yield first, samples
 
