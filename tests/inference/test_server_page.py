@@ -11,8 +11,8 @@ import socket
 import sys
 import threading
 import urllib.request
-from difflib import SequenceMatcher
 from concurrent.futures import ThreadPoolExecutor
+from difflib import SequenceMatcher
 
 import numpy
 import pytest
