@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy
 import soundfile
+from numpy.lib.stride_tricks import sliding_window_view
 
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.opening import opened
@@ -302,7 +303,7 @@ def _quietest(samples, rate, *, after):
     power = numpy.square(samples[after:])
     power = power[: power.size // hop * hop].reshape(-1, hop).mean(1)  # (frames,)
     frames = max(1, min(round(PAUSE * 100), power.size))
-    pauses = numpy.lib.stride_tricks.sliding_window_view(power, frames).mean(1)
+    pauses = sliding_window_view(power, frames).mean(1)
     return after + (int(pauses.argmin()) + frames // 2) * hop
 
 

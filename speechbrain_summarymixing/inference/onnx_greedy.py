@@ -4,7 +4,6 @@ Torch and SpeechBrain take seconds to import; by a graph the first words are the
 batch, T the frames of the encoder, V the number of tokens.
 """
 
-from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,12 +164,9 @@ def best(log_probs):
     >>> best(numpy.log([[0.1, 0.1, 0.1, 0.7], [0.9, 0.1, 0.1, 0.1]])).tokens
     [3]
     """
-    said = numpy.exp(log_probs.max(1))  # (T,)
-    tokens, spans, start = [], [], 0
-    for token, frames in groupby(log_probs.argmax(1).tolist()):
-        stop = start + len(list(frames))
-        if token not in CONTROLS:
-            tokens.append(token)
-            spans.append(Span(start, stop, float(said[start:stop].mean())))
-        start = stop
-    return Hypothesis(tokens, None, spans)
+    path, said = log_probs.argmax(1), numpy.exp(log_probs.max(1))  # (T,)
+    starts = numpy.flatnonzero(numpy.diff(path, prepend=-1))
+    runs = zip(path[starts].tolist(), starts.tolist(), [*starts[1:].tolist(), len(path)])
+    spoken = [run for run in runs if run[0] not in CONTROLS]
+    spans = [Span(start, stop, float(said[start:stop].mean())) for _, start, stop in spoken]
+    return Hypothesis([token for token, *_ in spoken], None, spans)

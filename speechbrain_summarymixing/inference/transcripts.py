@@ -96,30 +96,16 @@ def text_of(tokenizer, tokens):
 
 
 def recognise(model, files, decode, *, segment_seconds=None, segments=None, nbest=1, **batches):
-    """Recognises files in batches; a bad file spoils no other.
+    """Transcribes files by a search of one's own; what it returns and raises, `transcribe` does.
 
     Arguments
     ---------
     model
         As for `in_batches`, with its ``tokenizer``.
-    files, segment_seconds, segments
-        As for `transcribe.transcribe`.
     decode : callable
         As for `in_batches`, to a list of `Hypothesis`, the best first, for each waveform.
-    nbest : int
-        Hypotheses that are told.
-    **batches
-        As for `in_batches`.
-
-    Returns
-    -------
-    iterator of Transcript
-        One for each file, in their order.
-
-    Raises
-    ------
-    UserError
-        If segments cannot be, or needs what is not installed.
+    files, segment_seconds, segments, nbest, **batches
+        As for `transcribe.transcribe`.
     """
     if segment_seconds is None:
         segment_seconds = getattr(model.hparams, "segment_seconds", SEGMENT_SECONDS)

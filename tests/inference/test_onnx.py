@@ -21,6 +21,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference import onnx
 from speechbrain_summarymixing.inference.graphs import OfflineGraph, StreamingGraph
 from speechbrain_summarymixing.inference.onnx import export_onnx
+from speechbrain_summarymixing.inference.onnx_greedy import without_torch
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import load_model, load_recognizer, transcribe
 from speechbrain_summarymixing.lobes.streaming import SpeechEncoder
@@ -122,6 +123,10 @@ def test_transcribe_says_the_same_words_by_the_graph(exported, options):
         [[(w.word, w.begin, w.end) for w in one.words] for one in x] for x in (found, expected)
     ]
     assert times[0] == times[1]
+    if (light := without_torch(exported, **options)) is not None:  # of greedy search
+        heard = light.transcribe(FILES)
+        assert [[(w.word, w.begin, w.end) for w in one.words] for one in heard] == times[1]
+    assert (light is None) == (options["decoder"] != "greedy")
     small = transcribe(load_recognizer(exported / "model.int8.onnx"), FILES, **options)
     right = [a == b for one, s in zip(small, SAID.values()) for a, b in zip(one.text, s)]
     assert sum(right) > 0.5 * len(right)

@@ -12,7 +12,6 @@ import sys
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from difflib import SequenceMatcher
 
 import numpy
 import pytest
@@ -260,10 +259,10 @@ def test_a_browser_sends_its_microphone_and_shows_the_words(chromium, tmp_path, 
 
     press = "document.getElementById('record').click()"
 
-    async def main():
+    async def main(profile):
         async with serving(model) as client:
             url = f"http://127.0.0.1:{client.port}/"
-            async with tab(chromium, tmp_path / "profile", url, *options) as page:
+            async with tab(chromium, tmp_path / profile, url, *options) as page:
                 await page.value(press)
                 await page.until(f"{shown('record')} === 'Stop'")
                 await page.until(f"{shown('partial')}.includes('PARIS')")
@@ -273,10 +272,13 @@ def test_a_browser_sends_its_microphone_and_shows_the_words(chromium, tmp_path, 
                 assert await page.value(shown("status")) == ""
                 return await page.value(shown("final"))
 
-    found = asyncio.run(asyncio.wait_for(main(), 100))
-    # on a busy machine the browser loses samples: the words are near, and those of what it sent
-    assert SequenceMatcher(None, found, SAID["bus"]).ratio() > 0.7
-    with model.open() as stream:
-        stream.accept(numpy.concatenate(received))
-        stream.finish()
-        assert found == stream.text
+    for attempt in range(3):  # on a busy machine the browser loses samples
+        received.clear()
+        found = asyncio.run(asyncio.wait_for(main(f"profile{attempt}"), 100))
+        with model.open() as stream:
+            stream.accept(numpy.concatenate(received))
+            stream.finish()
+            assert found == stream.text
+        if SAID["bus"].removeprefix("BOOK").removesuffix("ON WEDNESDAY").strip() in found:
+            return
+    pytest.fail(f"never heard what was said: {found}")
