@@ -150,7 +150,7 @@ def test_with_exact_neighbours_only_the_tail_is_in_error(case, neighbours):
 
 
 def test_the_example_writes_its_table_and_picture(monkeypatch, capsys, tmp_path):
-    options = ["--keys", "2", "4", "--steps", "150", "--seeds", "1", "2", "--output", str(tmp_path)]
+    options = ["--keys", "2", "4", "--steps", "10", "--seeds", "1", "2", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["recall.py", *options])
     recall.main()
     with open(tmp_path / "recall.csv", newline="") as file:
