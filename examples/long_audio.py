@@ -4,13 +4,16 @@
 
 The utterances of a manifest are joined to recordings of each length, as by `summarymixing join`,
 and greedily recognised, whole: no pause, window or stream helps. FOLDER gets wer.csv, which a
-second run goes on with, and wer.png. docs/long_audio.md has what the project's systems do.
+second run of the same manifest goes on with, and wer.png. docs/long_audio.md has what the project's
+systems do.
 """
 
 import argparse
 import csv
 import io
 import json
+import os
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,8 +22,10 @@ from matplotlib import pyplot
 
 from speechbrain_summarymixing.analysis.evaluate import evaluate
 from speechbrain_summarymixing.corpora.joined import join
+from speechbrain_summarymixing.errors import UserError
 
 COLUMNS = ["model", "seconds", "WER", "low", "high", "words", "real_time_factor"]
+COLUMNS += ["path", "manifest"]
 
 
 def measure(model, manifest):
@@ -38,12 +43,13 @@ def plot(rows, file):
     matplotlib.use("Agg")
     figure, (errors, cost) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name in dict.fromkeys(row["model"] for row in rows):
-        own = sorted((float(r["seconds"]), r) for r in rows if r["model"] == name)
-        seconds = [length for length, _ in own]
-        low, wer, high = ([float(r[key]) for _, r in own] for key in ("low", "WER", "high"))
+        own = [row for row in rows if row["model"] == name]
+        own.sort(key=lambda row: float(row["seconds"]))
+        columns = ("seconds", "low", "WER", "high", "real_time_factor")
+        seconds, low, wer, high, factor = ([float(row[key]) for row in own] for key in columns)
         errors.plot(seconds, wer, marker="o", label=name)
         errors.fill_between(seconds, low, high, alpha=0.2)
-        cost.plot(seconds, [float(r["real_time_factor"]) for _, r in own], marker="o", label=name)
+        cost.plot(seconds, factor, marker="o", label=name)
     errors.set(ylabel="WER, %, with 95% interval", ylim=0)
     cost.set(ylabel="real-time factor, greedy", ylim=0)
     for axes in (errors, cost):
@@ -51,6 +57,34 @@ def plot(rows, file):
         axes.legend()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+
+
+def models_of(texts):
+    """Returns a dict from the name of each ``[NAME=]FOLDER`` to the folder, as a whole path."""
+    models = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not equals or Path(text).exists():
+            name, model = "", text
+        name = name or Path(model).absolute().name
+        if name in models:
+            raise UserError(f"--models has {name} twice: give one another name, as NAME={model}")
+        models[name] = os.path.realpath(model) if Path(model).exists() else model  # or of the hub
+    return models
+
+
+def check(rows, models, manifest):
+    """Refuses rows of other files by a `UserError`; tables of before tell no files."""
+    for row in rows:
+        told, now = row.get("path"), models.get(row["model"])
+        if told and now and told != now:
+            raise UserError(
+                f"wer.csv has {row['model']} of {told}, but it is {now} now: give NAME={now}"
+            )
+        if (told := row.get("manifest")) and told != manifest:
+            raise UserError(
+                f"wer.csv is of {told}, but MANIFEST is {manifest}: give another FOLDER"
+            )
 
 
 def main(argv=None):
@@ -64,18 +98,19 @@ def main(argv=None):
     arguments.folder.mkdir(parents=True, exist_ok=True)
     table = arguments.folder / "wer.csv"
     rows = list(csv.DictReader(table.open())) if table.exists() else []
+    models, manifest = models_of(arguments.models), os.path.realpath(arguments.manifest)
+    check(rows, models, manifest)
     done = {(row["model"], float(row["seconds"])) for row in rows}
     for seconds in arguments.seconds:
         joined = arguments.folder / f"{seconds:g}s"
         if not joined.exists():
             join(arguments.manifest, joined, seconds=(seconds, seconds))
-        for named in arguments.models:
-            name, _, model = named.rpartition("=")
-            name = name or Path(model).name
+        for name, model in models.items():
             if (name, seconds) in done:
                 continue
             values = measure(model, joined / arguments.manifest.with_suffix(".csv").name)
-            rows.append(dict(zip(COLUMNS, [name, f"{seconds:g}", *values])))
+            values = [name, f"{seconds:g}", *values, model, manifest]
+            rows.append(dict(zip(COLUMNS, values)))
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
             with table.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
@@ -85,4 +120,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

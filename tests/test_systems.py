@@ -125,3 +125,21 @@ def test_what_a_part_alone_does_not_use_stands_once_in_a_flat_file(tmp_path):
     system.write_text(include + "layer: 5\nmore: !ref <part[layer]>\n")
     with pytest.raises(UserError, match="layer is 'layer: .*' here and 'layer: .*' in a part"):
         flatten(system)
+
+
+def test_mappings_given_at_two_levels_are_merged_in_a_flat_file(tmp_path):
+    (tmp_path / "inner.yaml").write_text("# Inner.\nwidth: 1\ndepth: 1\nkind: x\n")
+    middle = "# Middle.\nin: !include:inner.yaml\n    width: 2\n    kind: z\n"
+    (tmp_path / "middle.yaml").write_text(middle)
+    outer = "# Outer.\nmid: !include:middle.yaml\n    in:\n        depth: 3\n        kind: y\n"
+    (tmp_path / "outer.yaml").write_text(outer)
+    system = tmp_path / "system.yaml"
+    system.write_text(
+        "output_folder: x\nout: !include:outer.yaml\n"
+        "    mid:\n        in:  # here\n            kind: w\n"
+    )
+    flat = tmp_path / "flat.yaml"
+    flat.write_text(flatten(system))
+    expected = {"width": 2, "depth": 3, "kind": "w"}
+    for file in (system, flat):
+        assert load_hyperparams(file).items() >= expected.items()

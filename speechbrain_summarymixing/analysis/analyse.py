@@ -13,7 +13,7 @@ from tqdm import tqdm
 from speechbrain_summarymixing.analysis.analysis_page import write_page
 from speechbrain_summarymixing.analysis.attention_rows import ATTENTION, AttentionRows
 from speechbrain_summarymixing.analysis.comparison import paired_difference
-from speechbrain_summarymixing.analysis.evaluate import AUDIO, COUNTS, read_reference
+from speechbrain_summarymixing.analysis.evaluate import AUDIO, COUNTS, read_reference, words_beside
 from speechbrain_summarymixing.analysis.probe import Change, Probe
 from speechbrain_summarymixing.analysis.subjects import load_subject
 from speechbrain_summarymixing.analysis.summary_parts import SelectiveParts, SummaryParts
@@ -135,9 +135,7 @@ def _utterances(audio, data_root):
     found = []
     for source in map(Path, audio):
         if source.is_file() and source.suffix.lower() in AUDIO:
-            text = source.with_suffix(".txt")
-            words = text.read_text(encoding="utf-8") if text.is_file() else ""
-            found.append(Utterance(str(source), 0.0, str(source), "", " ".join(words.split())))
+            found.append(Utterance(str(source), 0.0, str(source), "", words_beside(source)))
         else:
             found += read_reference(source, data_root=data_root)
     twice = [key for key, count in Counter(u.ID for u in found).items() if count > 1]
@@ -158,11 +156,11 @@ def _observe(subject, probe, utterances, progress):
     for u in tqdm(utterances, "observing", unit="utt", disable=not progress or None):
         try:
             waveform = read_audio(u.wav, subject.sample_rate, **u.part)
+            with probe.recording():
+                frames = subject.encode(waveform).size(1)
         except UserError as error:
             failed[u.ID] = str(error)
             continue
-        with probe.recording():
-            frames = subject.encode(waveform).size(1)
         if not probe.parts:
             names = ", ".join(kind.__name__ for kind in (*ATTENTION, *_cells()))
             raise UserError(

@@ -36,15 +36,19 @@ def total_variation(rows, weights):
 
 def spread_bound(rows, weights, values):
     """Total variation times the largest distance of two values (proposition 1), (..., Q)."""
-    diameter = torch.cdist(values, values).amax((-2, -1))
-    return total_variation(rows, weights) * diameter.unsqueeze(-1)
+    return total_variation(rows, weights) * _diameter(values)
 
 
 def entropy_bound(rows, values):
     """Bound for the uniform mean by the entropy of the rows (proposition 2), (..., Q)."""
     missing = (math.log(rows.shape[-1]) - entropy(rows)).clamp(min=0)
-    diameter = torch.cdist(values, values).amax((-2, -1))
-    return (missing / 2).sqrt() * diameter.unsqueeze(-1)
+    return (missing / 2).sqrt() * _diameter(values)
+
+
+def _diameter(values):
+    """The largest distance of two values, (..., 1); not by products, which cancel in float32."""
+    distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.amax((-2, -1)).unsqueeze(-1)
 
 
 def covariance_bound(rows, weights, values):

@@ -60,9 +60,10 @@ def cell_cost(
     Raises
     ------
     UserError
-        If frames or repetitions is not positive.
+        If a number is not positive, or the cell cannot be made of them.
     """
-    for name, value in (("frames", frames), ("repetitions", repetitions)):
+    numbers = {"nhead": nhead, "frames": frames, "d_model": d_model, "repetitions": repetitions}
+    for name, value in numbers.items():
         if value < 1:
             raise UserError(f"{name} is {value}, but must be 1 or more")
     torch.manual_seed(0)
@@ -71,7 +72,10 @@ def cell_cost(
 
     def cell_and_step(form):
         make, window = FORMS[form]
-        cell = make(d_model, nhead=nhead, dropout=0.0).to(device).train(train)
+        try:
+            cell = make(d_model, nhead=nhead, dropout=0.0).to(device).train(train)
+        except ValueError as error:
+            raise UserError(f"{error}: change --nhead or --d-model") from error
         forward = torch.compile(cell, fullgraph=True) if compiled else cell
         direction = torch.ones(1, frames, d_model, device=device)
 

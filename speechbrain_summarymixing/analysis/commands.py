@@ -119,8 +119,9 @@ def add_benchmark(commands):
 
 def _benchmark_cell(arguments):
     from speechbrain_summarymixing.analysis.cell_cost import COLUMNS, cell_cost
-    from speechbrain_summarymixing.analysis.measuring import machine
+    from speechbrain_summarymixing.analysis.measuring import check_device, machine
 
+    check_device(arguments.device)
     print(f"# {machine(arguments.device)}")
     print(",".join(COLUMNS))
     for form, nhead, frames in product(arguments.form, arguments.nhead, arguments.frames):

@@ -4,21 +4,25 @@ import json
 import os
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
-from speechbrain_summarymixing.analysis.compare_jobs import Job, run_jobs
+from speechbrain_summarymixing.analysis.compare_jobs import LOG, Job, run_jobs
 from speechbrain_summarymixing.analysis.compare_plan import (
     parse_corpus,
     parse_system,
     plan_runs,
     settings_of,
 )
-from speechbrain_summarymixing.analysis.comparison_table import measures_of, write_comparison
+from speechbrain_summarymixing.analysis.comparison_table import (
+    measures_of,
+    read_results,
+    write_comparison,
+)
 from speechbrain_summarymixing.analysis.measuring import machine
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import locked, write_atomically
@@ -81,8 +85,8 @@ def compare(
     Raises
     ------
     UserError
-        If an argument cannot be used, the folder is in use, or systems were tested on different
-        utterances.
+        If an argument cannot be used, the folder is in use, systems were tested on different
+        utterances, or what a run has written cannot be used.
     KeyboardInterrupt
         After Ctrl-C or SIGTERM, when the runs have saved their state.
     """
@@ -140,19 +144,21 @@ def _locked(folder):
 
     Runs inherit it: those that a killed compare left are done before another begins.
     """
-    try:
-        with locked(
-            folder / ".lock",
-            lambda who: (
-                f"--folder {folder}: {who} works in it, another compare or a run that one has "
-                "left: wait until it has ended, or give another folder"
-            ),
-        ) as lock:
-            yield lock
-    except OSError as error:
-        raise UserError(
-            f"--folder {folder}: cannot be used ({error.strerror}): give another"
-        ) from error
+
+    def refusal(who):
+        return (
+            f"--folder {folder}: {who} works in it, another compare or a run that one has left: "
+            "wait until it has ended, or give another folder"
+        )
+
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(folder / ".lock", refusal))
+        except OSError as error:
+            raise UserError(
+                f"--folder {folder}: cannot be used ({error.strerror}): give another"
+            ) from error
+        yield lock
 
 
 def _train(runs, folder, train, options, lock, jobs, keep_checkpoints, progress):
@@ -166,11 +172,15 @@ def _train(runs, folder, train, options, lock, jobs, keep_checkpoints, progress)
 
     def ended(index, reason):
         run, place = todo[index], todo[index].folder(folder)
+        try:
+            told = _measured(place) if reason is None else None
+        except UserError as error:
+            reason = f"wrote no results: {error} (see {place / LOG})"
         if reason is None:
             _store(run, place, train, finished=True)
             if not keep_checkpoints:
                 shutil.rmtree(place / "save", ignore_errors=True)
-            tell(f"{run}: {_measured(place)}")
+            tell(f"{run}: {told}")
         else:
             failed[run] = reason
             tell(f"{run}: failed, {reason}")
@@ -195,8 +205,17 @@ def _train(runs, folder, train, options, lock, jobs, keep_checkpoints, progress)
 
 
 def _store(run, place, train, *, finished):
-    content = {**run.stored(), "train": train, "finished": finished, "commit": checkout()}
+    content = {
+        **run.stored(),
+        "train": _resolved(train),
+        "finished": finished,
+        "commit": checkout(),
+    }
     write_atomically(place / RUN_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _resolved(train):
+    return None if train is None else os.path.realpath(str(train))
 
 
 def _is_finished(run, place, train, tell):
@@ -205,9 +224,12 @@ def _is_finished(run, place, train, tell):
         old = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    new = {**old, **run.stored(), "train": train}
+    if not isinstance(old, dict) or not isinstance(old.get("settings"), dict):
+        old = {"settings": {}}  # not of compare
+    old["train"] = _resolved(old.get("train"))
+    new = {**old, **run.stored(), "train": _resolved(train)}
     if new == old:
-        return old["finished"] and (place / "results.json").is_file()
+        return old.get("finished", False) and (place / "results.json").is_file()
     if (place / "results.json").is_file() or any(place.glob("save/CKPT*")):
         count = 1
         while (aside := place.with_name(f"{place.name}.old{count}")).exists():
@@ -222,7 +244,7 @@ def _is_finished(run, place, train, tell):
 
 def _measured(place):
     """A line of what a finished run measured."""
-    results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    results = read_results(place)
     sets = (
         f"{name} {', '.join(f'{key} {value:.2f}%' for key, value in measures_of(scores).items())}"
         for name, scores in results["test"].items()

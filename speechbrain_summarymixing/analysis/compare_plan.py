@@ -17,7 +17,11 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training.config import INCLUDE, options_of
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"  # names folders
-OWN = ("seed", "output_folder")  # options that each run gets from compare
+OWN = {  # options that are not to be set, and why
+    "seed": "compare gives each run: leave it out (see --seeds)",
+    "output_folder": "compare gives each run: leave it out (see --folder)",
+    "check": "trains nothing that could be compared: leave it out",
+}
 PARTS_CSV = ("train_csv", "valid_csv", "test_csv", "shards")
 
 
@@ -153,10 +157,7 @@ def _named(name, file, settings, text):
             "another name, as in NAME=FILE.yaml"
         )
     if taken := next((key for key in OWN if key in settings), None):
-        raise UserError(
-            f"{text}: sets {taken}, which compare gives each run: leave it out (see --seeds and "
-            "--folder)"
-        )
+        raise UserError(f"{text}: sets {taken}, which {OWN[taken]}")
     return Named(name, file, settings)
 
 

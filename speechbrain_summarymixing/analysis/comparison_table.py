@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -19,6 +20,7 @@ HEADER = (
     *("corpus", "test set", "system", "encoder parameters", "seeds", "errors, %", "min to max"),
     *("difference", "95% interval", "steps ratio, max (mean)"),
 )
+CURVE = ("steps", "valid_loss")  # columns of history.csv
 
 
 def write_comparison(runs, folder, baseline, about):
@@ -36,22 +38,22 @@ def write_comparison(runs, folder, baseline, about):
     Raises
     ------
     UserError
-        If two runs were tested on different utterances of a set.
+        If two runs were tested on different utterances of a set, or one's files cannot be used.
     """
     folder = Path(folder)
     _write_rows([row_of(run, folder) for run in runs], folder)
-    draw_curves(runs, folder, folder / "curves.png")
     comparison = compare_runs(runs, folder, baseline)
     content = json.dumps(_without_infinity({**about, "comparison": comparison}), indent=2)
     write_atomically(folder / "comparison.json", content + "\n")
     table = table_of(comparison, baseline)
     write_atomically(folder / "table.md", table)
     print(table, end="", flush=True)
+    draw_curves(runs, folder, folder / "curves.png")
 
 
 def row_of(run, folder):
     """Returns a run's row of ``results.csv``, its measures of each test set as <set>_<measure>."""
-    results = json.loads((run.folder(folder) / "results.json").read_text(encoding="utf-8"))
+    results = read_results(run.folder(folder))
     return {
         "corpus": run.corpus,
         "system": run.system,
@@ -66,6 +68,52 @@ def row_of(run, folder):
             for key, value in measures_of(scores).items()
         },
     }
+
+
+def read_results(place):
+    """Returns what a run's ``results.json`` tells.
+
+    Arguments
+    ---------
+    place : Path
+        The run's folder.
+
+    Raises
+    ------
+    UserError
+        If there is none, or it lacks a key that is read here.
+    """
+    path = place / "results.json"
+    with _usable(path):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        _need(("test", "parameters", "optimizer_steps", "train_seconds"), results)
+    return results
+
+
+def _read_rows(path, numbers, *others):
+    """The rows of a run's table, with columns of numbers as such."""
+    with _usable(path), open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+        _need((*numbers, *others), rows[0] if rows else {})
+        return [row | {name: float(row[name]) for name in numbers} for row in rows]
+
+
+@contextmanager
+def _usable(path):
+    """Names a run's file, which may be of a program of one's own, where it cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: runs are compared by this file, which cannot be used ({reason}): write it as "
+            "examples/transfer/README.md tells, and train anew"
+        ) from error
+
+
+def _need(names, found):
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"it has no {', '.join(missing)}")
 
 
 def measures_of(scores):
@@ -102,7 +150,7 @@ def compare_runs(runs, folder, baseline):
     Raises
     ------
     UserError
-        If two runs were tested on different utterances of a set.
+        If two runs were tested on different utterances of a set, or one's files cannot be used.
     """
     compared = []
     for corpus in dict.fromkeys(run.corpus for run in runs):
@@ -139,8 +187,8 @@ def _counts(runs, folder, name):
     counts, order, first = {}, None, None
     for run in runs:
         path = run.folder(folder) / f"errors_{name}.csv"
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = {r["ID"]: (float(r["errors"]), float(r["total"])) for r in csv.DictReader(file)}
+        rows = _read_rows(path, ("errors", "total"), "ID")
+        rows = {row["ID"]: (row["errors"], row["total"]) for row in rows}
         order, first = order or list(rows), first or path
         if other := sorted(rows.keys() ^ set(order)):
             raise UserError(
@@ -185,7 +233,7 @@ def _ratios(runs, folder, system, baseline):
 
     The mean over seeds is of their means; None where the baseline reaches no loss after epoch 1.
     """
-    of = {(run.system, run.seed): curves.read(run.folder(folder)) for run in runs}
+    of = {(run.system, run.seed): _read_rows(_history(run, folder), CURVE) for run in runs}
     per_seed = {}
     for run in runs:
         if run.system == system and (baseline, run.seed) in of:
@@ -200,7 +248,7 @@ def _ratios(runs, folder, system, baseline):
 
 def _curve(rows, column):
     """Values and steps of the epochs of a history."""
-    return [float(row[column]) for row in rows], [int(row["steps"]) for row in rows]
+    return [row[column] for row in rows], [row["steps"] for row in rows]
 
 
 def _without_infinity(value):
@@ -255,8 +303,8 @@ def draw_curves(runs, folder, path):
     for corpus, panels in zip(corpora, figure.subplots(len(corpora), 2, squeeze=False)):
         here = [run for run in runs if run.corpus == corpus]
         for system in dict.fromkeys(run.system for run in here):
-            histories = [curves.read(r.folder(folder)) for r in here if r.system == system]
-            metric = _draw_system(panels, histories, system, f"C{systems.index(system) % 10}")
+            paths = [_history(run, folder) for run in here if run.system == system]
+            metric = _draw_system(panels, paths, system, f"C{systems.index(system) % 10}")
         panels[0].set(ylabel="validation loss", yscale="log", title=corpus)
         panels[1].set(ylabel=f"validation {curves.LABELS[metric]}", ylim=(0, None), title=corpus)
         for axes in panels:
@@ -272,10 +320,17 @@ def draw_curves(runs, folder, path):
     figure.savefig(path, dpi=100, format="png")
 
 
-def _draw_system(panels, histories, system, color):
+def _history(run, folder):
+    return run.folder(folder) / "history.csv"
+
+
+def _draw_system(panels, paths, system, color):
     """Draws the curves of a system's seeds and their mean; returns what the metric is."""
-    metric = next(name for name in curves.LABELS if f"valid_{name}" in histories[0][0])
-    for axes, column in zip(panels, ("valid_loss", f"valid_{metric}")):
+    columns = [f"valid_{name}" for name in curves.LABELS]
+    first = _read_rows(paths[0], CURVE)[0]
+    metric = next((name for name in columns if name in first), " or ".join(columns))
+    histories = [_read_rows(path, (*CURVE, metric)) for path in paths]
+    for axes, column in zip(panels, ("valid_loss", metric)):
         seeds = [_curve(rows, column) for rows in histories]
         for values, steps in seeds:
             axes.plot(steps, values, color=color, alpha=0.4, linewidth=0.7)
@@ -284,4 +339,4 @@ def _draw_system(panels, histories, system, color):
             numpy.mean([curve[part][:epochs] for curve in seeds], axis=0) for part in (0, 1)
         )
         axes.plot(steps, values, color=color, linewidth=2, label=system)
-    return metric
+    return metric.removeprefix("valid_")

@@ -122,7 +122,8 @@ class DiagnosticAttention(SelectiveSummaryMixing):
         weights = weights.masked_fill(hidden, 0.0)  # a row that sees none
         if self.mean_row:
             spoken = padding.logical_not().to(weights.dtype)[:, None, :, None]
-            weights = (weights * spoken).sum(2, keepdim=True) / spoken.sum(2, keepdim=True)
+            frames_spoken = spoken.sum(2, keepdim=True).clamp(min=1)  # 0 in a row of padding alone
+            weights = (weights * spoken).sum(2, keepdim=True) / frames_spoken
             weights = weights.expand_as(scores)
         mixed = self.dropout(weights).to(values.dtype) @ values
         output = self.output(mixed.transpose(1, 2).flatten(2))

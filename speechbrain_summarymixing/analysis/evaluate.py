@@ -163,16 +163,21 @@ def _beside(folder):
     utterances = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO:
-            text = path.with_suffix(".txt")
-            lines = read_lines(text) if text.is_file() else []
-            key, words = str(path.relative_to(folder)), " ".join(" ".join(lines).split())
-            utterances.append(Utterance(key, math.nan, str(path), "", words))
+            key = str(path.relative_to(folder))
+            utterances.append(Utterance(key, math.nan, str(path), "", words_beside(path)))
     if not utterances:
         raise UserError(
             f"MANIFEST is {folder}, which has no audio ({', '.join(AUDIO)}) and no wav.scp: give "
             "another folder, or a manifest"
         )
     return utterances
+
+
+def words_beside(path):
+    """Returns the words of ``<name>.txt`` beside an audio file, "" where there is none."""
+    text = path.with_suffix(".txt")
+    lines = read_lines(text) if text.is_file() else []
+    return " ".join(" ".join(lines).split())
 
 
 def _heard(model, utterances, chunk_ms, progress, options):

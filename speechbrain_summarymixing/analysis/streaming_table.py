@@ -25,7 +25,7 @@ from speechbrain_summarymixing.analysis.streaming_words import (
     throughput,
 )
 from speechbrain_summarymixing.analysis.system_table import check_folder, open_csv, write_rows
-from speechbrain_summarymixing.analysis.systems import load_systems
+from speechbrain_summarymixing.analysis.systems import load_systems, names_of
 from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.provenance import checkout
@@ -119,7 +119,8 @@ def benchmark_streaming(
     options = {"chunk_ms": chunk_ms}
     if words or many:
         folders = systems or [EXAMPLE]
-        models = {_name(folder): load_model(folder, device, trust=trust) for folder in folders}
+        named = zip(names_of(folders), folders)
+        models = {name: load_model(folder, device, trust=trust) for name, folder in named}
         points = len(models) * (1 if words else len(streams or STREAMS))
     if words:
         columns, heads = LATENCY_COLUMNS, load_model(aligner, device, trust=trust)
@@ -151,24 +152,23 @@ def benchmark_streaming(
 
 def _load(systems, settings, attention, left_chunks, device, trust, options):
     """The systems of files and folders, in the order given, and attention beside them."""
+    names = dict(zip(systems, names_of(systems)))
     folders = [path for path in systems if Path(path).is_dir()]
     files = [path for path in systems if path not in folders]
     found = {}
     if files or not folders:
         built = load_systems(files, settings=settings, device=device)
+        for system, path in zip(built, files):
+            system.name = names[path]
         found = {path: streamed(system, **options) for path, system in zip(files, built)}
     if attention and not files:
         raise UserError("--attention takes its widths from a SYSTEM.yaml: give a Conformer's")
     for path in folders:
         model = load_model(path, device, trust=trust)
-        found[path] = StreamedSystem(_name(path), model, **options)
+        found[path] = StreamedSystem(names[path], model, **options)
     return [found[path] for path in systems] + [
         attention_beside(built[0], kind, left_chunks=left_chunks, **options) for kind in attention
     ]
-
-
-def _name(folder):
-    return Path(folder).name or str(folder)
 
 
 def _joined(files, model):

@@ -183,11 +183,24 @@ class HuggingFaceEncoder:
 
     @torch.no_grad()
     def encode(self, waveform, copies=1):
-        """Returns the encoder's output (copies, T, D) of a waveform (samples,)."""
+        """Returns the encoder's output (copies, T, D) of a waveform (samples,).
+
+        Raises
+        ------
+        UserError
+            If it is shorter than the kernels of the encoder's convolutions.
+        """
         inputs = self._features(
             waveform.numpy(), sampling_rate=self.sample_rate, return_tensors="pt"
         )
         name = self.module.main_input_name
         weight = next(self.module.parameters())
         values = inputs[name].to(weight)
-        return self.module(values.expand(copies, *values.shape[1:])).last_hidden_state
+        try:
+            return self.module(values.expand(copies, *values.shape[1:])).last_hidden_state
+        except RuntimeError as error:
+            if "Kernel size can't be greater than actual input size" not in str(error):
+                raise
+            raise UserError(
+                f"{len(waveform)} samples are less than a frame of this encoder: give longer audio"
+            ) from error

@@ -1,5 +1,6 @@
 """The encoders of hyperparameter files, ready to be measured."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -99,12 +100,8 @@ def load_systems(paths, *, settings=(), device="cpu", precision="fp32"):
             "no system is given, but one or more are needed: give hyperparameter files, such as "
             "hparams/sumformer.yaml"
         )
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice:
-        raise UserError(f"{twice} is given twice, but each system is measured once: leave one out")
     paths = [str(find(path)) for path in paths]
-    stems = [Path(path).stem for path in paths]
-    names = [s if stems.count(s) == 1 else path for s, path in zip(stems, paths)]
+    names = names_of(paths)
     options = {path: options_of(path) for path in paths}
     keys = list(parse_settings(settings))
     for key in keys:
@@ -123,6 +120,31 @@ def load_systems(paths, *, settings=(), device="cpu", precision="fp32"):
         )
         for path, name in zip(paths, names)
     ]
+
+
+def names_of(paths):
+    """Names files and folders in tables: by their own name, or by the path where two share it.
+
+    Arguments
+    ---------
+    paths : sequence of str or Path
+
+    Returns
+    -------
+    list of str
+        A file's name is without its ending.
+
+    Raises
+    ------
+    UserError
+        If one is given twice.
+    """
+    paths = [str(path) for path in paths]
+    places = [os.path.realpath(path) for path in paths]
+    if twice := next((path for path, p in zip(paths, places) if places.count(p) > 1), None):
+        raise UserError(f"{twice} is given twice, but each system is measured once: leave one out")
+    names = [(Path(p).stem if Path(p).is_file() else Path(p).name) or p for p in paths]
+    return [name if names.count(name) == 1 else path for name, path in zip(names, paths)]
 
 
 def parse_settings(settings):

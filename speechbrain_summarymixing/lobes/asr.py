@@ -240,7 +240,7 @@ class SummaryMixingASR(EncodesStreams, TransformerASR):
             "activation": activation,
             "normalize_before": normalize_before,
         }
-        if summary_decoder:
+        if summary_decoder and num_decoder_layers:
             self.decoder = SummaryDecoder(num_decoder_layers, d_model, **decoder_options)
         elif num_decoder_layers:
             parameters = self.decoder.state_dict(keep_vars=True)  # SpeechBrain's initial values

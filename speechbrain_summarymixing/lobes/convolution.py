@@ -75,7 +75,7 @@ def depthwise_convolution(x, weight, bias=None, *, causal=False, chunks=None):
         x = functional.pad(x, (reach, 0))
     if causal:
         return _convolve(x, weight, bias)
-    chunk = chunks.chunk_size
+    chunk = min(chunks.chunk_size, max(frames, 1))
     x = functional.pad(x, (0, -frames % chunk)).unfold(2, chunk + side, chunk)
     x = functional.pad(x, (0, side)).transpose(1, 2).flatten(0, 1)  # (B chunks, C, ...)
     x = _convolve(x, weight, bias)  # (B chunks, C, chunk)

@@ -215,11 +215,16 @@ class TextScores(dict):
 
     def __missing__(self, key):
         """Returns score and state of (text, whether it is all)."""
-        text, is_last = key
-        before, _, word = text.rpartition(" ")
-        score, state = self[before, False]
-        more, state = self._lm.score(state, word, is_last_word=is_last)
-        self[key] = score + more, state
+        missing = []  # the last of them is after a text that is known
+        while not dict.__contains__(self, key):
+            before, _, word = key[0].rpartition(" ")
+            missing.append((key, word))
+            key = before, False
+        score, state = self[key]
+        for key, word in reversed(missing):
+            more, state = self._lm.score(state, word, is_last_word=key[1])
+            score += more
+            self[key] = score, state
         return self[key]
 
 

@@ -302,7 +302,7 @@ def check_causal(encoder, d_model):
     Arguments
     ---------
     encoder : torch.nn.Module
-        Of inputs (B, T, D), with `MixerEncoder`'s call.
+        Of inputs (B, T, D), with `InjectedMixers`' call.
     d_model : int
         D.
     """

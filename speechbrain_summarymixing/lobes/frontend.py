@@ -4,7 +4,7 @@ import torch
 import torchaudio.compliance.kaldi as kaldi
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
-from speechbrain.nnet.CNN import Conv2d
+from speechbrain.nnet.CNN import Conv2d, get_padding_elem
 from speechbrain.nnet.normalization import LayerNorm
 from speechbrain.processing.features import InputNormalization
 
@@ -170,12 +170,27 @@ class KaldiFbank(torch.nn.Module):
         return wavs.gather(1, mirrored).masked_fill(after, 0.0)
 
 
+class _TimePadded(Conv2d):
+    """SpeechBrain's convolution, whose padding mode is that of the frequency axis alone."""
+
+    def _manage_padding(self, x, kernel_size, dilation, stride):
+        """Pads (B, C, F, T): time with zeros, so that the end of an utterance is as padding."""
+        time, frequency = (
+            get_padding_elem(self.in_channels, stride[axis], kernel_size[axis], dilation[axis])
+            for axis in (-1, -2)
+        )
+        x = torch.nn.functional.pad(x, [0, 0, *frequency], mode=self.padding_mode)
+        return torch.nn.functional.pad(x, time)
+
+
 def _check_waveforms(wavs):
     if wavs.dim() != 2:
         raise ValueError(
             f"wavs has shape {tuple(wavs.shape)}, but must be (batch, samples): "
             "average the channels first"
         )
+    if not wavs.size(1):
+        raise ValueError("wavs has no samples: leave empty audio out")
 
 
 class Normalization(InputNormalization):
@@ -194,8 +209,8 @@ class Normalization(InputNormalization):
 class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
     """SpeechBrain's convolutional front-end, blind to padding.
 
-    What enters each block is zero beyond the end of the utterance, and the convolutions pad with
-    zeros, so an utterance has the same output alone and in a batch.
+    What enters each block is zero beyond the end of the utterance, and the convolutions pad time
+    with zeros, so an utterance has the same output alone and in a batch.
 
     Arguments
     ---------
@@ -208,6 +223,13 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
         In frames and mel bands.
     dropout : float
         Probability of zeroing an activation.
+    frequency_padding : str
+        "constant" pads the mel bands with zeros, "reflect" mirrors them, as SpeechBrain's does.
+
+    Raises
+    ------
+    ValueError
+        If frequency_padding is unknown.
 
     Example
     -------
@@ -215,8 +237,14 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
     torch.Size([2, 25, 20, 4])
     """
 
-    def __init__(self, n_mels=80, channels=(64, 32), kernel_size=3, dropout=0.1):
+    def __init__(
+        self, n_mels=80, channels=(64, 32), kernel_size=3, dropout=0.1, frequency_padding="constant"
+    ):
         blocks = len(channels)
+        if frequency_padding not in ("constant", "reflect"):
+            raise ValueError(
+                f"frequency_padding is {frequency_padding!r}, but must be constant or reflect"
+            )
         super().__init__(
             input_shape=(None, None, n_mels, 1),
             num_blocks=blocks,
@@ -226,13 +254,14 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
             strides=[2] * blocks,
             dilations=[1] * blocks,
             residuals=[False] * blocks,
+            conv_module=_TimePadded,
             norm=LayerNorm,
             dropout=dropout,
         )
         self.n_mels, self.channels, self.kernel_size = n_mels, tuple(channels), kernel_size
         for module in self.modules():
             if isinstance(module, Conv2d):
-                module.padding_mode = "constant"  # SpeechBrain's reflects the padding
+                module.padding_mode = frequency_padding  # SpeechBrain's reflects
 
     def forward(self, x, lengths=None):
         """Returns (B, T', F', C) of features (B, T, F) with relative lengths (B,) in 0..1."""

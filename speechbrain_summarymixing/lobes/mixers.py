@@ -153,5 +153,5 @@ class NoMixing(nn.Module):
     def forward(
         self, query, key=None, value=None, attn_mask=None, key_padding_mask=None, pos_embs=None
     ):
-        """Returns a zero of no dimension, which adds nothing, and no weights."""
-        return query.new_zeros(()), None
+        """Returns zeros like ``query`` (B, T, D), one number of memory, and no weights."""
+        return query.new_zeros(()).expand_as(query), None

@@ -40,8 +40,8 @@ def load_published_model(model, state_dict):
         elif len(theirs) == len(own := module.state_dict()):
             theirs = dict(zip(own, theirs.values()))
         loaded |= {f"{name}.{key}": value for key, value in theirs.items()}
-    loaded |= left
     expected = model.state_dict()
+    loaded |= left | {key: v for key, v in expected.items() if key.rpartition(".")[2] in TABLES}
     if not wrong:
         wrong = [
             f"{key}: {tuple(loaded[key].shape) if key in loaded else 'missing'}, but here "

@@ -34,8 +34,9 @@ class EncodesStreams:
         Raises
         ------
         ValueError
-            If a mixer cannot go on where it ended.
+            If a mixer, or the encoder, cannot go on where it ended.
         """
+        self._check_encoder()
         options = {"window": self._window(), **(encoder_kwargs or {})}
         return super().make_streaming_context(dynchunktrain_config, options)
 
@@ -67,11 +68,7 @@ class EncodesStreams:
         ValueError
             If a mixer, or the encoder, cannot go on where it ended.
         """
-        if not hasattr(self.encoder, "initial_state"):
-            raise ValueError(
-                f"the encoder is a {type(self.encoder).__name__}, which needs the whole utterance: "
-                "train another encoder_module, such as branchformer"
-            )
+        self._check_encoder()
         state = self.encoder.initial_state(dynchunktrain_config, batch, self._window())
         device = self.encoder.norm.norm.weight.device
         return torch.zeros(batch, dtype=torch.long, device=device), state
@@ -87,6 +84,13 @@ class EncodesStreams:
             key_padding_mask,
         )
         return encoded, (frames + src.size(1), layers)
+
+    def _check_encoder(self):
+        if not hasattr(self.encoder, "initial_state"):
+            raise ValueError(
+                f"the encoder is a {type(self.encoder).__name__}, which needs the whole utterance: "
+                "train another encoder_module, such as branchformer"
+            )
 
     def _window(self):
         return CAUSAL if self.causal else None

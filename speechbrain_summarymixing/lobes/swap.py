@@ -77,7 +77,7 @@ class TorchSelfAttention(nn.Module):
         if is_causal and _takes_window(self.mixer):
             attn_mask = CAUSAL
         output, _ = self.mixer(x, x, x, attn_mask=attn_mask, key_padding_mask=key_padding_mask)
-        output = output.expand_as(x).transpose(0, batch_dim)  # no mixing is a zero of no dimension
+        output = output.transpose(0, batch_dim)
         return (output if query.dim() == 3 else output.squeeze(batch_dim)), None
 
 
@@ -133,7 +133,7 @@ class HuggingFaceSelfAttention(nn.Module):
         if attention_mask is not None:
             padding = _padding(attention_mask, self.is_causal)
         output, _ = self.mixer(x, x, x, attn_mask=window, key_padding_mask=padding)
-        return output.expand_as(x), *[None] * (self.num_outputs - 1)
+        return output, *[None] * (self.num_outputs - 1)
 
 
 def _takes_window(mixer):

@@ -1,6 +1,13 @@
 """What the calls of token mixers have in common: attention's signature, checked."""
 
+import torch
+
 from speechbrain_summarymixing.nnet.summaries import Window
+
+
+def is_empty(query):
+    """Whether there is no frame to mix; a graph that is compiled or exported has one or more."""
+    return not torch.compiler.is_compiling() and query.numel() == 0
 
 
 def check_call(mixer, query, key, value, attn_mask, key_padding_mask, window):

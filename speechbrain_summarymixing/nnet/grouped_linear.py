@@ -87,11 +87,16 @@ def _linear(x, weights, biases):
 
 
 class _LinearOfGelu(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func: gradients of each utterance
+
     @staticmethod
-    def forward(ctx, x, weights, biases, approximate):
-        ctx.approximate = approximate
-        ctx.save_for_backward(x, weights)
+    def forward(x, weights, biases, approximate):
         return _linear(functional.gelu(x, approximate=approximate), weights, biases)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weights, _, ctx.approximate = inputs
+        ctx.save_for_backward(x, weights)
 
     @staticmethod
     def backward(ctx, grad):
@@ -104,9 +109,9 @@ class _LinearOfGelu(torch.autograd.Function):
 
 def split_heads(x, heads):
     """Views features (N, D) as (H, N, D / H)."""
-    return x.view(x.size(0), heads, -1).transpose(0, 1)
+    return x.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
 def join_heads(x):
     """Features (N, D) of (H, N, D / H); a copy where H > 1."""
-    return x.transpose(0, 1).reshape(x.size(1), -1)
+    return x.transpose(0, 1).flatten(1)

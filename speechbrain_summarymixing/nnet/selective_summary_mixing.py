@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from speechbrain_summarymixing.nnet.blocks import Blocks, by_head, in_chunks
-from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window
+from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window, is_empty
 from speechbrain_summarymixing.nnet.sines import distance_sines
 from speechbrain_summarymixing.nnet.streaming import Stream
 from speechbrain_summarymixing.nnet.summaries import (
@@ -102,8 +102,10 @@ class SelectiveSummaryMixing(nn.Module):
         self.position = nn.Linear(d_model, d_model, bias=False)
         self.content_bias = nn.Parameter(torch.empty(nhead, width))
         self.position_bias = nn.Parameter(torch.empty(nhead, width))
-        self.summary_score = nn.Parameter(torch.empty(nhead, summaries, width))  # s_m
-        self.summary_bias = nn.Parameter(torch.empty(nhead, summaries))  # c_m
+        self.summary_score = self.summary_bias = None
+        if summaries:
+            self.summary_score = nn.Parameter(torch.empty(nhead, summaries, width))  # s_m
+            self.summary_bias = nn.Parameter(torch.empty(nhead, summaries))  # c_m
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(d_model, d_model)
         self.reset_parameters()
@@ -120,8 +122,9 @@ class SelectiveSummaryMixing(nn.Module):
         nn.init.zeros_(self.output.bias)
         for bias in (self.content_bias, self.position_bias):
             nn.init.xavier_uniform_(bias)
-        nn.init.normal_(self.summary_score, std=self.scale)
-        nn.init.constant_(self.summary_bias, SUMMARY_BIAS)
+        if self.summaries:
+            nn.init.normal_(self.summary_score, std=self.scale)
+            nn.init.constant_(self.summary_bias, SUMMARY_BIAS)
 
     def forward(
         self,
@@ -182,7 +185,7 @@ class SelectiveSummaryMixing(nn.Module):
         near = (batch, self.nhead, before, 2 * self.d_model // self.nhead)
         return SelectiveState(
             empty_sums(batch, width, window, device),
-            torch.zeros(near, dtype=self.output.weight.dtype, device=device),
+            torch.zeros(near, dtype=self.content_bias.dtype, device=device),
             torch.zeros(batch, before, dtype=torch.bool, device=device),
         )
 
@@ -229,6 +232,8 @@ class SelectiveSummaryMixing(nn.Module):
 
     def _mix(self, query, attn_mask, padding, window, state=None):
         """The output (B, T, D), and the state of a stream."""
+        if is_empty(query):
+            return query, state
         batch, frames, _ = query.shape
         x = query if padding is None else query.masked_fill(padding.unsqueeze(-1), 0.0)
         projected = self.projection(x).view(batch, frames, 3, self.nhead, -1)
@@ -277,7 +282,8 @@ class SelectiveSummaryMixing(nn.Module):
         if state is None:
             return output, None
         last = slice(near.size(2) - blocks.before, None)
-        return output, SelectiveState(sums, near[:, :, last], blocked[:, last].logical_not())
+        kept = near[:, :, last].to(state.neighbours.dtype)  # autocast's is narrower
+        return output, SelectiveState(sums, kept, blocked[:, last].logical_not())
 
     def _neighbours(self, keys_values, padding, state):
         """How frames are cut into blocks; keys and values from the first block's neighbours on.

@@ -95,6 +95,8 @@ def window_of_mask(attn_mask):
     if attn_mask.dim() != 2 or attn_mask.size(0) != attn_mask.size(1) or not attn_mask.numel():
         return None
     blocked = allowed_frames(attn_mask).logical_not()
+    if attn_mask.dtype != torch.bool and not torch.equal(blocked, attn_mask == -torch.inf):
+        return None  # a bias, such as ALiBi's
     frames = blocked.size(0)
     chunk_frames = frames - int(blocked[0].sum())
     if chunk_frames == 0:
@@ -187,7 +189,7 @@ def to_frames(means, window, frames):
     """Repeats (B, K, S), one vector for each chunk, over the frames of the chunks: (B, T, S)."""
     if window.chunk_frames == 1:
         return means
-    means = means.unsqueeze(2).expand(-1, -1, window.chunk_frames, -1)
+    means = means.unsqueeze(2).expand(-1, -1, min(window.chunk_frames, frames), -1)
     return means.flatten(1, 2)[:, :frames]
 
 
@@ -253,7 +255,8 @@ def running_chunk_means(x, window, state=None, key_padding_mask=None):
 def _window_sums(x, window, history):
     """Sums of (B, T, S) over each chunk's window, (B, K, S), and the history to go on from."""
     if window.chunk_frames > 1:
-        x = _in_blocks(x, window.chunk_frames).sum(2, dtype=_accumulator(x))
+        chunk = min(window.chunk_frames, x.size(1))
+        x = _in_blocks(x, chunk).sum(2, dtype=_accumulator(x))
     return running_sums(x, window.left_chunks, history)
 
 
@@ -295,11 +298,13 @@ def _sliding_sums(x, width):
     """Sums (B, T, S) of the last ``width`` frames, or of all so far.
 
     In blocks of the width they are a block's first frames and the last ones of the block before,
-    so that no sum is longer than what it is a part of: float32 stays exact.
+    each summed from its own end: no sum holds what it is not of, so float32 stays exact.
     """
     blocks = _in_blocks(x, width)
-    first = _prefix_sums(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
-    last = first[:, :, -1:] - first  # what comes after a frame in its block
+    flat = blocks.flatten(0, 1)
+    first = _prefix_sums(flat).unflatten(0, blocks.shape[:2])
+    last = _prefix_sums(flat.flip(1)).flip(1)[:, 1:]  # what comes after a frame in its block
+    last = functional.pad(last, (0, 0, 0, 1)).unflatten(0, blocks.shape[:2])
     sums = torch.cat([first[:, :1], first[:, 1:] + last[:, :-1]], 1)
     return sums.flatten(1, 2)[:, : x.size(1)]
 

@@ -7,7 +7,7 @@ the widths of the last layers of f (local) and s (summary).
 import torch
 from torch import nn
 
-from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window
+from speechbrain_summarymixing.nnet.calls import check_call, check_streaming_window, is_empty
 from speechbrain_summarymixing.nnet.grouped_linear import GroupedLinear, join_heads, split_heads
 from speechbrain_summarymixing.nnet.published import load_published_state_dict
 from speechbrain_summarymixing.nnet.streaming import Stream
@@ -102,6 +102,7 @@ class SummaryMixing(nn.Module):
         self.d_out = d_model if d_out is None else d_out
         self.nhead = nhead
         self.decay = decay
+        self.supports_window = self.supports_streaming = decay is None
         self.local_dims = _widths("local_dims", local_dims, default) if local_branch else ()
         self.summary_dims = _widths("summary_dims", summary_dims, default)
         self.merge_width = self.summary_dims[-1]  # of a Branchformer's merge, an MLP in the paper
@@ -260,20 +261,22 @@ class SummaryMixing(nn.Module):
 
     def _mix(self, query, attn_mask, key_padding_mask, window, state=None):
         """The output (B, T, d_out), and the running sums of a window."""
+        if is_empty(query):
+            return query[..., :1].expand(-1, -1, self.d_out), state
         batch, frames, _ = query.shape
         padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(-1)
         x = query if padding is None else query.masked_fill(padding, 0.0)
 
-        x = split_heads(x.reshape(batch * frames, -1), self.nhead)
+        x = split_heads(x.reshape(batch * frames, self.d_model), self.nhead)
         *local, summary = self.first.by_part(x)
         summary = self._activate(self._products(summary, self.summary_layers))
-        summary = summary.view(self.nhead, batch, frames, -1)
+        summary = summary.unflatten(1, (batch, frames))
         means, state = self._means(summary, attn_mask, key_padding_mask, window, state)
         summary = self.summary_norm(means)
 
         if self.local_dims:
             local = self._activate(join_heads(self._products(*local, self.local_layers)))
-            local = self.local_norm(local).view(batch, frames, -1)
+            local = self.local_norm(local).unflatten(0, (batch, frames))
             output = self._combine(local, summary, window)
         else:
             output = summary if window is None else to_frames(summary, window, frames)
@@ -302,7 +305,7 @@ class SummaryMixing(nn.Module):
         """
         if window is None and attn_mask is None and self.decay is None:
             return join_heads(masked_mean(summary, key_padding_mask)).unsqueeze(1), None
-        summary = join_heads(summary.flatten(1, 2)).view(*summary.shape[1:3], -1)
+        summary = join_heads(summary.flatten(1, 2)).unflatten(0, summary.shape[1:3])
         if window is not None:
             return running_chunk_means(summary, window, state, key_padding_mask)
         if attn_mask is not None:
@@ -311,6 +314,11 @@ class SummaryMixing(nn.Module):
 
     def _combine(self, local, summary, window):
         """c([local ; summary]) of (B, T, L) and (B, M, S), without the concatenation."""
+        if type(self.combiner) is not nn.Linear:  # an adapter or a quantised layer in its place
+            if window is not None:
+                summary = to_frames(summary, window, local.size(1))
+            both = torch.cat([local, summary.expand(-1, local.size(1), -1)], 2)
+            return self._activate(self.combiner(self.dropout(both)))
         weight_local, weight_summary = self.combiner.weight.split(
             [self.local_dims[-1], self.summary_dims[-1]], dim=1
         )

@@ -41,7 +41,9 @@ def _flat(own, given, path):
         if INCLUDE in head:
             inner = handed_on | _blocks(textwrap.dedent(body))
             if key in given:  # for a part of this part
-                inner |= _blocks(textwrap.dedent(given[key][1].partition("\n")[2]))
+                inner = _overridden(
+                    inner, _blocks(textwrap.dedent(given[key][1].partition("\n")[2]))
+                )
             part = path.parent / head.split(INCLUDE)[1].strip()
             blocks = _blocks(part.read_text(encoding="utf-8"))
             first = next(iter(blocks))
@@ -51,6 +53,24 @@ def _flat(own, given, path):
             found = {key: (above, given[key][1] if key in given else lines)}
         _merge(flat, found, path)
     return flat
+
+
+def _overridden(blocks, given):
+    """Blocks with the given ones in their place; HyperPyYAML merges mappings, and so does this."""
+    merged = dict(blocks)
+    for key, (above, lines) in given.items():
+        inside = [_inside(lines), _inside(blocks[key][1])] if key in blocks else [{}]
+        if all(inside):
+            body = "".join(a + b for a, b in _overridden(inside[1], inside[0]).values())
+            lines = f"{key}:\n{textwrap.indent(body, '    ')}"
+        merged[key] = above, lines
+    return merged
+
+
+def _inside(block):
+    """The blocks of a plain mapping; of anything else none."""
+    head, _, body = block.partition("\n")
+    return _blocks(textwrap.dedent(body)) if head.split("#")[0].strip().endswith(":") else {}
 
 
 def _without_replaced(part, own):

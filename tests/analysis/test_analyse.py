@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+import soundfile
 import torch
 from swap_hosts import hugging_face
 from tiny import EXAMPLE, FILES, SAID
@@ -132,9 +133,11 @@ def test_attention_of_a_recogniser_of_speechbrain(speechbrain_folder, tmp_path, 
     assert "error_uniform" in (out / "README.md").read_text()
 
 
-def test_attention_of_hugging_face(hugging_face_folder, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    assert analyse(hugging_face_folder, FILES[1], "--output", out) == 0
+def test_attention_of_hugging_face(hugging_face_folder, tmp_path, monkeypatch, capsys):
+    out, short = tmp_path / "out", tmp_path / "short.wav"
+    soundfile.write(short, torch.rand(100).numpy(), 16000)
+    assert analyse(hugging_face_folder, short, FILES[1], "--output", out) == 1
+    assert f"{short}: 100 samples are less than a frame" in capsys.readouterr().err
     heads = table(out / "heads.csv")
     assert [row["module"] for row in heads[::2]] == [
         "encoder.layers.0.attention", "encoder.layers.1.attention"
@@ -165,6 +168,10 @@ def test_a_model_or_files_that_cannot_be_used(tmp_path, monkeypatch, capsys):
     assert "--utterances is 0" in capsys.readouterr().err
     assert analyse(EXAMPLE, FILES[0], FILES[0], *options) == 1
     assert "IDs occur more than once" in capsys.readouterr().err
+    bus = shutil.copy(FILES[0], tmp_path / "bus.flac")
+    (tmp_path / "bus.txt").write_bytes(b"CAF\xc9\n")
+    assert analyse(EXAMPLE, bus, *options) == 1
+    assert "bus.txt: cannot read this file (it is not UTF-8 text)" in capsys.readouterr().err
     assert analyse(EXAMPLE, tmp_path / "file.flac", *options) == 1
     assert "no such file" in capsys.readouterr().err
     assert analyse(tmp_path, FILES[0], *options) == 1

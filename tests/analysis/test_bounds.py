@@ -92,6 +92,15 @@ def test_bounds_are_reached():
     assert spread_bound(rows, weights, values).item() == pytest.approx(4.0)
 
 
+def test_in_float32_values_far_from_zero_have_their_distances():
+    draw = torch.Generator().manual_seed(0)
+    rows, values = torch.eye(60)[None], 1000 + 0.02 * torch.rand(1, 60, 8, generator=draw)
+    found = spread_bound(rows, uniform(rows), values), entropy_bound(rows, values)
+    rows, values = rows.double(), values.double()
+    expected = spread_bound(rows, uniform(rows), values), entropy_bound(rows, values)
+    torch.testing.assert_close(found, expected, check_dtype=False)
+
+
 def test_by_definition_total_variation_is_the_largest_difference_of_a_set_of_frames():
     rows, weights, _ = random_case(3)
     rows, weights = rows[..., :6], weights[..., :6]

@@ -58,6 +58,16 @@ def test_the_command_knows_every_form():
     assert cli.main([*arguments, "--repetitions", "1", "--d-model", "16"]) == 0
 
 
-def test_a_wrong_number_is_said(capsys):
-    assert cli.main("benchmark cell --frames 0".split()) == 1
-    assert "frames is 0, but must be 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ("--frames 0", "frames is 0, but must be 1 or more"),
+        ("--nhead 0", "nhead is 0, but must be 1 or more"),
+        ("--nhead 3", "not divisible by 3 heads"),
+        ("--d-model 0", "d_model is 0, but must be 1 or more"),
+        ("--device foo", "--device is 'foo', but must be cpu or cuda"),
+    ],
+)
+def test_what_cannot_be_is_said(capsys, options, expected):
+    assert cli.main(["benchmark", "cell", *options.split()]) == 1
+    assert expected in capsys.readouterr().err

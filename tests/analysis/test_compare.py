@@ -153,6 +153,7 @@ def test_another_content_is_one_that_a_comment_does_not_make(tmp_path):
         ([f"a={SUMFORMER}:no_such=1"], ["--no_such: no such option"]),
         ([SUMFORMER, "--set", "lr"], ["--set lr", "must be key=value"]),
         ([SUMFORMER, "--set", "seed=1"], ["sets seed, which compare gives"]),
+        ([SUMFORMER, "--set", "check=True"], ["sets check, which trains nothing"]),
         ([f"../x={SUMFORMER}"], ["cannot read"]),
         ([f".x={SUMFORMER}"], ["'.x' names a folder"]),
         (["a b.yaml:d_model=16"], ["'a b' names a folder"]),

@@ -85,6 +85,8 @@ def test_the_mean_row_is_the_mean_of_the_outputs(x):
     padded = mixer(x, key_padding_mask=PADDING)[0]
     torch.testing.assert_close(padded[1, :15], mixer(x[1:2, :15])[0][0])
     assert padded[1, 15:].eq(0).all()
+    mixer(x, key_padding_mask=PADDING | (torch.arange(3) == 2)[:, None])[0].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
 
 
 def test_frozen_queries_and_keys_do_not_learn(x):

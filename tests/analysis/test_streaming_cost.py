@@ -11,7 +11,7 @@ from tiny import EXAMPLE, FILES, ROOT, SAID
 from torch.utils._pytree import tree_leaves
 
 from speechbrain_summarymixing import cli
-from speechbrain_summarymixing.analysis import streaming_cost, streaming_words
+from speechbrain_summarymixing.analysis import streaming_cost, streaming_table, streaming_words
 from speechbrain_summarymixing.analysis.streaming_cost import (
     ATTENTION,
     COLUMNS,
@@ -94,6 +94,30 @@ def test_an_exported_model_is_measured_too(run):
     status, out, _ = run(EXAMPLE, "--seconds", 1, "--repetitions", 1)
     (row,) = rows_of(out)
     assert status == 0 and row["system"] == "sumformer-mini" and row["attention_over"] == ""
+
+
+@pytest.mark.parametrize(
+    "options", [["--streams", 1], ["--audio", FILES[0], "--aligner", EXAMPLE], []]
+)
+def test_models_of_one_name_are_told_apart(run, tmp_path, monkeypatch, options):
+    def row(name, *_, **__):
+        return {**dict.fromkeys(COLUMNS + LATENCY_COLUMNS + THROUGHPUT_COLUMNS), "system": name}
+
+    fakes = {
+        "load_model": lambda *_, **__: None,
+        "_joined": lambda *_: None,
+        "latency": row,
+        "throughput": lambda *given, **_: [row(*given)],
+        "StreamedSystem": lambda name, *_, **__: name,
+        "streaming_cost": lambda names, **_: map(row, names),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(streaming_table, name, fake)
+    names = ["a/pretrained", "b/pretrained", "c/other"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    status, out, _ = run(*names, *options)
+    assert status == 0 and [row["system"] for row in rows_of(out)] == [*names[:2], "other"]
 
 
 def test_a_chunk_leaves_the_state_that_it_begins_with():
@@ -306,6 +330,8 @@ def test_every_stream_gets_one_chunk_in_a_round(monkeypatch):
         ([], ["no system is given"]),
         ([REGULAR, "--set", *SMALL], ["RelativeAttention", "supports_streaming", "--attention"]),
         ([SUMFORMER, "--attention", "regularMHA", "--set", *SMALL], ["first SYSTEM", SUMFORMER]),
+        ([EXAMPLE, f"{EXAMPLE}/"], ["sumformer-mini is given twice"]),
+        ([EXAMPLE, f"{EXAMPLE}/", "--streams", "1"], ["sumformer-mini is given twice"]),
         ([EXAMPLE, "--attention", "regularMHA"], ["--attention", "SYSTEM.yaml"]),
         ([CONFORMER, "--chunk-ms", "100", "--set", *SMALL], ["chunk_ms is 100", "40 ms"]),
         ([CONFORMER, "--seconds", "0"], ["--seconds has 0"]),

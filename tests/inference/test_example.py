@@ -1,5 +1,6 @@
 """The trained model in examples/ on speech that it has not heard, and the command that uses it."""
 
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tiny import EXAMPLE, FILES, SAID
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.corpora import mini
 from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest, write_manifest
+from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 
 
@@ -202,10 +204,14 @@ def test_audio_of_any_length_has_a_text(capsys, tmp_path, seconds):
     assert status == 0 and "error" not in err and out.endswith("\n")
 
 
-def test_long_audio_measures_each_length_once_and_draws_it(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def long_audio(monkeypatch):
+    """The module of examples/long_audio.py."""
     monkeypatch.syspath_prepend(EXAMPLE.parent)
-    import long_audio
+    return importlib.import_module("long_audio")
 
+
+def test_long_audio_measures_each_length_once_and_draws_it(tmp_path, capsys, long_audio):
     seconds = [soundfile.info(file).duration for file in FILES]
     rows = [Utterance(*row[:3], "", row[3]) for row in zip(SAID, seconds, FILES, SAID.values())]
     write_manifest(tmp_path / "said.csv", rows)
@@ -221,3 +227,44 @@ def test_long_audio_measures_each_length_once_and_draws_it(tmp_path, capsys, mon
     long_audio.main([*command, "--seconds", "0.1"])
     assert capsys.readouterr().out == ""  # measured already
     assert (tmp_path / "out/wer.csv").read_text().splitlines() == table
+
+
+@pytest.fixture
+def fast_long_audio(long_audio, tmp_path, monkeypatch):
+    """A function that runs it on a manifest and models, none of which it hears."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(long_audio, "join", lambda manifest, folder, seconds: folder.mkdir())
+    monkeypatch.setattr(long_audio, "measure", lambda model, manifest: [2.0, 1.0, 3.0, 9, 0.1])
+    for folder in ("a/pretrained", "b/pretrained", "lr=0.1/pretrained"):
+        (tmp_path / folder).mkdir(parents=True)
+
+    def run(manifest, *models):
+        long_audio.main([manifest, "out", "--models", *models, "--seconds", "2"])
+        return [row.split(",")[0] for row in Path("out/wer.csv").read_text().splitlines()[1:]]
+
+    return run
+
+
+def test_long_audio_takes_a_name_only_for_what_it_is(fast_long_audio):
+    models = ["lr=0.1/pretrained", "b=b/pretrained", "hub=owner/name=1"]
+    assert fast_long_audio("one/test.csv", *models) == ["pretrained", "b", "hub"]
+    for manifest, others, told in (
+        ("one/test.csv", ["x/pretrained", "y/pretrained"], "--models has pretrained twice"),
+        ("one/test.csv", ["a/pretrained"], "lr=0.1/pretrained, but it is .*a/pretrained now"),
+        ("two/test.csv", ["new=a/pretrained"], "one/test.csv, but MANIFEST is .*two/test.csv"),
+    ):
+        with pytest.raises(UserError, match=told):
+            fast_long_audio(manifest, *others)
+
+
+def test_long_audio_goes_on_with_a_table_of_before_that_tells_no_files(fast_long_audio):
+    header = "model,seconds,WER,low,high,words,real_time_factor\n"
+    Path("out").mkdir()
+    twice = "old,2,2.0,1.0,3.0,9,0.1\nold,2,2.1,1.0,3.0,9,0.1\n"  # two models of one name
+    Path("out/wer.csv").write_text(header + twice)
+    for _ in range(2):
+        assert fast_long_audio("test.csv", "old=a/pretrained", "b=b/pretrained")[-2:] == [
+            "old",
+            "b",
+        ]
+    assert Path("out/wer.png").is_file()

@@ -73,3 +73,11 @@ def test_parts_are_convolved_as_the_whole(causal, lengths, chunk):
     ]
     whole = depthwise_convolution(x, weight, bias, causal=causal, chunks=DynChunkTrainConfig(chunk))
     torch.testing.assert_close(torch.cat(parts, 2), whole)
+
+
+def test_a_chunk_longer_than_the_utterance_takes_no_more_memory(largest_tensor):
+    x, weight, bias = inputs(20)
+    with largest_tensor:
+        output = depthwise_convolution(x, weight, bias, chunks=DynChunkTrainConfig(300_000))
+    assert largest_tensor.elements <= 4 * x.numel()
+    torch.testing.assert_close(output, depthwise_convolution(x, weight, bias))

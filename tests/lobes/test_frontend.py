@@ -20,9 +20,9 @@ from speechbrain_summarymixing.lobes.frontend import (
 HOPS = 4 * 160
 
 
-def front_end():
+def front_end(**options):
     torch.manual_seed(0)
-    return MaskedConvolutionFrontEnd(20, (4, 3)).eval()
+    return MaskedConvolutionFrontEnd(20, (4, 3), **options).eval()
 
 
 every_fbank = pytest.mark.parametrize("features", [WholeFrameFbank, KaldiFbank])
@@ -39,6 +39,8 @@ def test_frames_are_a_whole_multiple_of_the_stride(features, samples):
 def test_fbank_refuses_channels_by_shape(features):
     with pytest.raises(ValueError, match=r"\(1, 2, 160\).*average the channels"):
         features()(torch.rand(1, 2, 160))
+    with pytest.raises(ValueError, match="no samples"):
+        features()(torch.rand(1, 0))
 
 
 @every_fbank
@@ -67,6 +69,20 @@ def test_front_end_does_not_see_what_stands_in_the_padding():
         convolutions(x, lengths)[0, :2], convolutions(spoilt, lengths).nan_to_num()[0, :2]
     )
     assert convolutions(spoilt, lengths).isfinite().all()
+
+
+def test_mel_bands_that_are_mirrored_stream_and_end_as_those_that_are_not():
+    convolutions, x = front_end(frequency_padding="reflect"), torch.randn(2, 16, 20)
+    lengths = torch.tensor([0.5, 1.0])
+    whole = convolutions(x, lengths)
+    torch.testing.assert_close(whole[:1, :2], convolutions(x[:1, :8]), atol=1e-6, rtol=1e-6)
+    pieces, state = [], convolutions.initial_state(2)
+    for part in x.split(4, 1):
+        output, state = convolutions.step(part, state)
+        pieces.append(output)
+    torch.testing.assert_close(torch.cat(pieces, 1), convolutions(x), atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="frequency_padding is 'zeros', but must be constant or"):
+        front_end(frequency_padding="zeros")
 
 
 def test_pad_to_multiple_adds_zeros_only_where_needed():

@@ -15,7 +15,7 @@ from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.sources import load_tokenizer
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
-from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam
+from speechbrain_summarymixing.lobes.ctc_beam import CTCBeam, TextScores
 from speechbrain_summarymixing.lobes.ctc_search import CTCPrefixBeam
 from speechbrain_summarymixing.lobes.hotwords import Hotwords, fewest, hotwords_of
 
@@ -92,6 +92,21 @@ def test_scores_of_n_grams_are_added():
     assert (scores.order, scores.get_start_state()) == (3, 0)
     assert scores.score(4, "ab") == (0.0, 5) and scores.score(4, "a") == (-1.0, 5)
     assert scores.score_partial_token("a") == -9.0 and scores.score_partial_token("b") == -10.0
+
+
+def test_a_text_of_thousands_of_words_is_scored_whatever_is_known_of_it():
+    class Words:
+        def get_start_state(self):
+            return 0
+
+        def score(self, state, word, is_last_word=False):
+            return 0.5 if is_last_word else len(word), state + 1
+
+    words = ["ab" * (1 + n % 3) for n in range(3000)]
+    scores = TextScores(Words())
+    expected = sum(map(len, words[:-1])) + 0.5
+    assert scores[" ".join(words), True] == (expected, 3000)
+    assert scores[" ".join(words[:7]), False] == (sum(map(len, words[:7])), 7)
 
 
 @given(text("abc", max_size=7), lists(sampled_from(["a", "b", "ab", "ba", "aba", "c"])))

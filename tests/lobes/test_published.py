@@ -22,10 +22,8 @@ ENCODERS = {
 }
 
 
-def checkpoint(encoder, form):
-    """What a Brain of SpeechBrain's recipe saves as model.ckpt, with cells for the attention."""
-    generator = torch.Generator().manual_seed(1)
-    attention = "regularMHA" if encoder == "transformer" else "RelPosMHAXL"
+def speechbrains(encoder, attention):
+    """What a recipe of SpeechBrain trains."""
     transformer = TransformerASR(
         tgt_vocab=80,
         input_size=320,
@@ -33,6 +31,8 @@ def checkpoint(encoder, form):
         num_decoder_layers=1,
         encoder_module=encoder,
         attention_type=attention,
+        causal=False,
+        activation=nn.GELU,
         normalize_before=True,
         **SIZES,
     )
@@ -46,8 +46,15 @@ def checkpoint(encoder, form):
         residuals=(False, False),
     )
     heads = [Linear(input_size=32, n_neurons=80) for _ in range(2)]
+    return nn.ModuleList([front_end, transformer, *heads]).eval()
+
+
+def checkpoint(encoder, form):
+    """What a Brain of SpeechBrain's recipe saves as model.ckpt, with cells for the attention."""
+    generator = torch.Generator().manual_seed(1)
+    attention = "regularMHA" if encoder == "transformer" else "RelPosMHAXL"
     state, cells = {}, {}
-    for key, value in nn.ModuleList([front_end, transformer, *heads]).state_dict().items():
+    for key, value in speechbrains(encoder, attention).state_dict().items():
         name, attention, _ = key.partition(f".{ENCODERS[encoder][1]}.")
         if attention and ".decoder." not in key:
             cells[name + attention] = published(form, generator, 32)
@@ -65,7 +72,7 @@ def checkpoint(encoder, form):
 
 def system(encoder, folder, **options):
     given = {**SIZES, **options, "output_folder": str(folder / "out")}
-    return load_hyperparams(find(ENCODERS[encoder][0]), given)["model"]
+    return load_hyperparams(find(ENCODERS.get(encoder, [encoder])[0]), given)["model"]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -90,6 +97,27 @@ def test_all_modules_have_the_weights_of_the_checkpoint(encoder, tmp_path):
         theirs = {"0": "linear.w", "2": "linear_0.w"}[name[0]] + name[1:]
         assert torch.equal(loaded.pop(key), state[f"{place}merge_proj.{theirs}"])
     assert not loaded
+
+
+@pytest.mark.parametrize(
+    "encoder, attention, file",
+    [
+        ("conformer", "RelPosMHAXL", "conformer_attention"),
+        ("branchformer", "RelPosMHAXL", "branchformer_attention"),
+        ("transformer", "regularMHA", "transformer_attention"),
+    ],
+)
+def test_a_model_with_attention_encodes_as_speechbrains(encoder, attention, file, tmp_path):
+    torch.manual_seed(0)
+    theirs = speechbrains(encoder, attention)
+    ours = system(file, tmp_path, frequency_padding="reflect").eval()
+    load_published_model(ours, theirs.state_dict())
+    features = torch.randn(2, 80, 80)  # two frames to each side see the zeros before and after
+    expected = theirs[0](features)
+    torch.testing.assert_close(ours[0](features)[:, 2:-2], expected[:, 2:-2])
+    if encoder != "branchformer":  # whose convolutions reflect the utterance's ends
+        encoded = [model[1].encode(expected) for model in (ours, theirs)]
+        torch.testing.assert_close(*encoded, atol=1e-5, rtol=1e-5)
 
 
 def test_a_checkpoint_of_another_size_is_refused_and_changes_nothing(tmp_path):

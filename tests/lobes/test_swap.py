@@ -228,6 +228,16 @@ def test_make_mixer_must_be_a_callable_that_is_no_module(mixer):
         swap_self_attention(torch_encoder(False), mixer)
 
 
+def test_layers_may_be_swapped_for_no_mixing():
+    layer = BranchformerEncoderLayer(D, 2, csgu_linear_units=24, attention_type="regularMHA").eval()
+    x = torch.randn(2, 20, D)
+    assert swap_self_attention(layer, NoMixing) == 1
+    expected = layer(x)[0]
+    layer.mha_layer = nn.Identity()
+    layer.mha_layer.forward = lambda query, *args, **kwargs: (torch.zeros_like(query), None)
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
 def test_models_without_known_layers_raise():
     with pytest.raises(ValueError, match="Linear holds no encoder layer .*Whisper"):
         swap_self_attention(nn.Linear(2, 2), make_mixer)

@@ -15,6 +15,7 @@ from speechbrain_summarymixing.nnet.summaries import (
     chunk_means,
     decayed_mean,
     running_chunk_means,
+    running_sums,
     to_frames,
     window_of_mask,
     windowed_mean,
@@ -195,3 +196,26 @@ def test_masks_of_another_shape_are_no_window():
 def test_a_window_that_cannot_be_is_refused(numbers, message):
     with pytest.raises(ValueError, match=message):
         Window(**numbers)
+
+
+def test_what_left_a_window_leaves_no_rounding_behind():
+    x = torch.cat(
+        [torch.full((1, 30, 1), math.exp(8.0)), torch.full((1, 60, 1), math.exp(-8.0))], 1
+    )
+    sums, exact = running_sums(x, 20)[0], running_sums(x.double(), 20)[0]
+    assert ((sums - exact).abs() / exact).max() < 1e-6
+
+
+def test_a_chunk_longer_than_the_utterance_takes_no_more_memory(largest_tensor):
+    x = torch.randn(1, 50, 8)
+    with largest_tensor:
+        output = windowed_mean(x, Window(300_000))
+    assert largest_tensor.elements <= 2 * x.numel()
+    torch.testing.assert_close(output, x.mean(1, keepdim=True).expand_as(x))
+
+
+def test_a_bias_is_no_window():
+    distance = torch.arange(6.0)[:, None] - torch.arange(6.0)
+    causal = torch.zeros(6, 6).masked_fill(distance < 0, -math.inf)
+    assert window_of_mask(causal) == CAUSAL
+    assert window_of_mask(causal - distance.clamp(min=0)) is None  # ALiBi's
