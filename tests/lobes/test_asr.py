@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -219,8 +220,11 @@ def test_no_tensor_is_made_on_the_wrong_device(encoder, mixer):
     assert encoded.device.type == decoded.device.type == "cuda"
 
 
-@every_encoder
-@pytest.mark.parametrize("name", [name for name in MIXERS if name != "rotary attention"])
+COMPILED = [("branchformer", name) for name in MIXERS if name != "rotary attention"]
+COMPILED += product(("conformer", "transformer"), ("summary", "selective", "relative attention"))
+
+
+@pytest.mark.parametrize("encoder, name", COMPILED)
 def test_the_encoder_compiles_to_one_graph_for_all_lengths(encoder, name):
     torch._dynamo.reset()
     net = model(MIXERS[name], encoder_module=encoder, num_encoder_layers=1)
