@@ -138,9 +138,8 @@ def _answer(arguments):
         disable=True if arguments.no_progress else None,
     ) as bar:
         for result in answers(arguments.files, progress=bar.update, **options):
-            failed += result.error is not None
             with bar.external_write_mode():
-                _print(result, arguments)
+                failed += not _print(result, arguments)
     return 1 if failed else 0
 
 
@@ -168,7 +167,7 @@ def _print(result, arguments):
         print(f"error: {result.error}", file=sys.stderr)
     elif (doubt := result.doubt()) is not None:
         print(f"warning: {result.file}: {doubt}", file=sys.stderr)
-    write_answer(result, arguments)
+    return write_answer(result, arguments)
 
 
 def _add_train(commands):
@@ -253,7 +252,8 @@ def _add_export(commands):
         description="Writes a recogniser's encoder and CTC head, or a transducer, as ONNX graphs, "
         "which sherpa-onnx runs as they are: FOLDER/model.onnx, or encoder.onnx, decoder.onnx and "
         "joiner.onnx; tokens.txt, config.json; with --chunk-ms those of its streams too, in "
-        "FOLDER/streaming. Each graph is compared with torch first.",
+        "FOLDER/streaming. Each float32 graph is compared with torch first; those of --int8 and "
+        "--fp16 are made of them, and not compared.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of an exported model")
     parser.add_argument("folder", metavar="FOLDER", help="made anew")

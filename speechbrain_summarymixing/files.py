@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,7 +59,8 @@ def atomically(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # two runs may share a folder
+    # two runs may share a folder, and a longer name than the file's may be too long
+    temporary = path.with_name(f"{secrets.token_hex(4)}.new")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -166,12 +168,14 @@ def read_lines(path):
         If it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # whose line ends are all \n
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(
             f"{path}: cannot read this file ({reason}): mend it, or unpack the corpus again"
         ) from error
+    # not by splitlines, which takes U+2028 and others within a transcript for ends
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def read_tsv(path, columns, *, filled):

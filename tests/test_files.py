@@ -1,4 +1,4 @@
-"""Locks that processes wait for, or are refused by."""
+"""Files that are whole or not there, and locks that processes wait for, or are refused by."""
 
 import errno
 import fcntl
@@ -9,7 +9,20 @@ import time
 import pytest
 
 from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import locked
+from speechbrain_summarymixing.files import atomically, locked, read_lines, write_atomically
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 255, "é" * 127])
+def test_a_file_of_any_name_is_written_whole_or_not_at_all(name, tmp_path):
+    for content in ("old", "new"):
+        write_atomically(tmp_path / name, content)
+        assert (tmp_path / name).read_text() == content
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / name, "\ud800")
+    with pytest.raises(OSError), atomically(tmp_path / name) as temporary:
+        temporary.write_text("half")
+        raise OSError
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_those_who_wait_take_turns_and_leave_nothing(tmp_path):
@@ -49,3 +62,18 @@ def test_a_second_one_is_refused_and_told_who_is_first(tmp_path):
                 pass
     with locked(tmp_path / "new/.lock", lambda who: f"busy: {who}"):
         assert (tmp_path / "new/.lock").is_file()
+
+
+def test_lines_end_where_the_file_says_and_at_no_other_character(tmp_path):
+    file = tmp_path / "text"
+    for content, lines in (
+        ("", []),
+        ("a", ["a"]),
+        ("a\r\n\nb\n", ["a", "", "b"]),
+        (
+            "\ufeffu1 HELLO\u2028BIG\u0085 WORLD\x0c\nu2\n",
+            ["u1 HELLO\u2028BIG\u0085 WORLD\x0c", "u2"],
+        ),
+    ):
+        file.write_bytes(content.encode())
+        assert read_lines(file) == lines

@@ -53,7 +53,8 @@ def train_tokenizer(texts, path, *, vocab_size, token_type="bpe", symbols=(), fi
             f"vocab_size is {vocab_size}, but these {len(texts)} training transcripts have "
             f"{characters} tokens of type char: give --vocab_size {characters}"
         )
-    settings = {"vocab_size": vocab_size, "token_type": token_type, "texts": digest(texts)}
+    settings = {"vocab_size": vocab_size, "token_type": token_type}
+    settings["texts"] = digest(sorted(texts))  # in what order they are listed does not matter
     if symbols:
         settings["symbols"] = list(symbols)
 
@@ -143,7 +144,11 @@ def unspellable(texts, tokenizer=None):
     if tokenizer is None:
         known, where = set().union(*texts), "the training text"
     else:
-        pieces = map(tokenizer.id_to_piece, range(tokenizer.get_piece_size()))
+        pieces = (
+            tokenizer.id_to_piece(token)
+            for token in range(tokenizer.get_piece_size())
+            if not (tokenizer.is_control(token) or tokenizer.is_unknown(token))
+        )
         known, where = set(" ").union(*pieces), "the tokenizer"
 
     def reason(text):

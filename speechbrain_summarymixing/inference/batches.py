@@ -260,18 +260,20 @@ def _answer(model, segments, answer, only_speech):
     try:
         for segment, said in zip(heard, answer(*_padded([s.waveform for s in heard], whole))):
             segment.answer = said
+        return
     except (MemoryError, RuntimeError) as error:  # the CPU's allocator has no kind of its own
         if not (isinstance(error, MemoryError) or lacks_memory(error)):
             raise
-        if len(heard) > 1:
-            for segment in heard:
-                _answer(model, [segment], answer, only_speech)
-            return
-        (segment,) = heard
-        segment.error = (
-            f"{segment.file}: no memory for {segment.waveform.size / rate:.1f} s at once: cut "
-            "it, or take a machine with more"
-        )
+    # not above, where the error still holds what was made of all of them
+    if len(heard) > 1:
+        for segment in heard:
+            _answer(model, [segment], answer, only_speech)
+        return
+    (segment,) = heard
+    segment.error = (
+        f"{segment.file}: no memory for {segment.waveform.size / rate:.1f} s at once: cut "
+        "it, or take a machine with more"
+    )
 
 
 def _padded(waveforms, whole):

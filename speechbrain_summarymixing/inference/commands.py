@@ -3,8 +3,10 @@
 A command imports what it needs when it runs, since torch takes seconds.
 """
 
+import errno
 import json
 import logging
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -138,18 +140,30 @@ def check_formats(arguments):
 def write_answer(result, arguments):
     """Writes an `Answer`, to standard output or to its file.
 
+    A file that cannot be written is told on stderr.
+
     Arguments
     ---------
     result : Answer
     arguments : argparse.Namespace
         After `check_formats`.
+
+    Returns
+    -------
+    bool
+        Whether there is an answer and it was written.
+
+    Raises
+    ------
+    OSError
+        If there is no space left.
     """
     kind, folder = arguments.format, getattr(arguments, "output", None)
     if kind == "json":
         content = {k: v for k, v in asdict(result).items() if v is not None}
         text = json.dumps(content, ensure_ascii=False) + "\n"
     elif result.error is not None:
-        return
+        return False
     elif kind == "text":
         line = result.line()
         text = (line_of(result.file, line, arguments) if folder is None else line) + "\n"
@@ -159,7 +173,18 @@ def write_answer(result, arguments):
         print(text, end="", flush=True)
     elif result.error is None:
         path = Path(folder) / f"{Path(result.file).stem}.{FORMATS[kind]}"
-        write_atomically(path, text.encode("utf-8", "backslashreplace"))
+        try:
+            write_atomically(path, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(
+                f"error: {path}: cannot be written ({reason_of(error)}): give another --output, or "
+                "the audio file a shorter name",
+                file=sys.stderr,
+            )
+            return False
+    return result.error is None
 
 
 def add_serve(commands):

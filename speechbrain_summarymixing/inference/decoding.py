@@ -1,6 +1,5 @@
 """What a recogniser finds in waveforms, by the search that one chooses."""
 
-from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -78,14 +77,17 @@ class Search:
                 f"{option} is {name}, but this model has {' and '.join(searches)}: give one of "
                 "these"
             )
-        self.name, self.search, self.options = name, searches[name], {}
+        self.name, self.search = name, searches[name]
         self.by_ctc = not (self.transduces or name == "joint")
         joins = {"ngram": ngram, "hotwords": hotwords, "hotword_weight": hotword_weight}
         self._check(beam_size, joins)
-        if beam_size is not None:
-            self.options["beam_size"] = beam_size
+        options = {} if beam_size is None else {"beam_size": beam_size}
         if name == "joint" and nbest > 1:
-            self.options |= {"return_topk": True, "topk": nbest}
+            options |= {"return_topk": True, "topk": nbest}
+        if options and not self.by_ctc:
+            self.search = copy(self.search)  # the model's stays as it is
+            for option, value in options.items():
+                setattr(self.search, option, value)
         if name == "beam" and self.by_ctc:
             pieces = [tokenizer.id_to_piece(token) for token in range(tokenizer.get_piece_size())]
             self.search = CTCBeam(
@@ -122,8 +124,7 @@ class Search:
 
         Arguments are those of `TransducerSearch.forward`.
         """
-        with _set(self.search, **self.options):
-            return list(zip(*self.search(encoded, lengths)[:3]))
+        return list(zip(*self.search(encoded, lengths)[:3]))
 
     def __call__(self, encoded, log_probs, lengths):
         """Returns of each utterance its hypotheses, (tokens, score or None), the best first.
@@ -147,8 +148,7 @@ class Search:
         return [self.search.search(row, nbest=self.nbest) for row in rows_of(log_probs, lengths)]
 
     def _joint(self, encoded, lengths):
-        with _set(self.search, **self.options):
-            tokens, sizes, scores, _ = self.search(encoded, lengths)
+        tokens, sizes, scores, _ = self.search(encoded, lengths)
         scores = scores.tolist()
         if self.nbest == 1:
             return [[found] for found in zip(tokens, scores)]
@@ -276,10 +276,7 @@ def stream_search(model, name=None, **options):
     if not chosen.transduces:
         ctc_lin = model.hparams.ctc_lin
         return CTCPrefixBeam(ctc_lin, chosen.search) if chosen.search else CTCGreedy(ctc_lin)
-    search = copy(chosen.search)  # the model's stays as it is
-    for option, value in chosen.options.items():
-        setattr(search, option, value)
-    return search
+    return chosen.search
 
 
 def _hypotheses(found, log_probs):
@@ -296,16 +293,3 @@ def _emitted(tokens, frames, log_probs):
     found = zip(tokens, frames, torch.tensor(log_probs).exp().tolist())
     spans = [Span(frame, frame + 1, p) for token, frame, p in found if token not in CONTROLS]
     return Hypothesis(tokens, None, spans)
-
-
-@contextmanager
-def _set(search, **options):
-    """Changes attributes of a search while it runs."""
-    before = {name: getattr(search, name) for name in options}
-    try:
-        for name, value in options.items():
-            setattr(search, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(search, name, value)

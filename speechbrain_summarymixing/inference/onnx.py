@@ -8,8 +8,10 @@ features are Kaldi's log-mel filterbank.
 
 import contextlib
 import io
+import json
 import logging
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -23,14 +25,23 @@ from speechbrain_summarymixing.inference.graphs import (
     PredictorGraph,
     StreamingGraph,
 )
-from speechbrain_summarymixing.inference.onnx_graph import FEATURES, INSTALL
-from speechbrain_summarymixing.inference.provenance import write_config
+from speechbrain_summarymixing.inference.onnx_graph import CTC, ENCODER, FEATURES, INSTALL, TOKENS
+from speechbrain_summarymixing.inference.provenance import CONFIG, NOT_SUMMED, write_config
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 
 logger = logging.getLogger(__name__)
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a graph's first output, onnxruntime's against torch's
+NAMES = {  # of all that an export may hold
+    *(*NOT_SUMMED, TOKENS, "streaming"),
+    *(
+        f"{name}{kind}.onnx"
+        for name in (CTC, ENCODER, "decoder", "joiner")
+        for kind in ("", ".int8", ".fp16")
+    ),
+}
+KEYS = {"features", "metadata", "blank"}  # of an export's config.json
 OFFLINE_METADATA = {"model_type": "zipformer2_ctc", "version": 1}
 TRANSDUCER_METADATA = {"model_type": "zipformer2", "version": 1}
 CALLS = {  # of sherpa-onnx, for a model of CTC or a transducer, of whole files or streams
@@ -68,15 +79,16 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
 
     The folder holds model.onnx, or encoder.onnx, decoder.onnx and joiner.onnx of a transducer;
     tokens.txt, config.json with the sha256 of each file and README.md; its subfolder ``streaming``
-    the same for streams, where ``chunk_ms`` asks for it. Each graph is compared with torch before
-    the folder is there. Nothing in it is run when it is loaded.
+    the same for streams, where ``chunk_ms`` asks for it. Each float32 graph is compared with torch
+    before the folder is there; those of int8 and fp16 are made of them, and not compared. Nothing
+    in it is run when it is loaded.
 
     Arguments
     ---------
     model : EncoderASR or EncoderDecoderASR
         From `transcribe.load_model`. An attention decoder is left out.
     folder : str or Path
-        Made anew.
+        Made anew; what is there must be an export, and nothing else.
     chunk_ms, left_ms : int or None
         As for `StreamingModel`; without chunk_ms there is no graph for streams.
     int8, fp16 : bool
@@ -85,18 +97,21 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
     Returns
     -------
     dict
-        From the path of each graph to its largest difference from torch.
+        From the path of each float32 graph to its largest difference from torch.
 
     Raises
     ------
     UserError
-        If a package is missing, the model cannot be exported, or a graph differs from torch.
+        If a package is missing, the folder holds something else than an export, the model cannot be
+        exported, or a graph differs from torch.
     """
     _packages()
     hparams, folder = model.hparams, Path(folder)
-    own = (folder / "config.json").is_file() and not (folder / "hyperparams.yaml").exists()
-    if folder.exists() and not own:
-        raise UserError(f"{folder}: exists, and is no export of ONNX: give another folder")
+    if folder.exists() and not _is_export(folder):
+        raise UserError(
+            f"{folder}: exists, and is no export of ONNX: give another folder; an export is made "
+            "anew where it holds nothing else"
+        )
     features = hparams.compute_features
     told = {name: getattr(features, name, None) for name in FEATURES}
     if told != FEATURES or hparams.normalize.norm_type != "global":
@@ -105,10 +120,38 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
             f"{hparams.normalize.norm_type}, but an ONNX graph is of {FEATURES}, normalised "
             "global: train with hparams/parts/features.yaml as it is"
         )
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
     model.eval()
     graphs = _graphs(model, chunk_ms, left_ms)
+    target = folder.resolve()  # "." has no name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(suffix=".new", dir=target.parent) as temporary:
+        new = Path(temporary) / "export"  # whose mode is not the temporary folder's
+        differences = _fill(new, folder, graphs, model.tokenizer, chunk_ms, int8=int8, fp16=fp16)
+        if target.exists():
+            shutil.rmtree(target)
+        new.rename(target)
+    return differences
+
+
+def _is_export(folder):
+    """Whether a folder is an export and holds nothing else."""
+    try:
+        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return (
+        isinstance(told, dict)
+        and told.keys() >= KEYS
+        and all(
+            path.name in NAMES
+            and (_is_export(path) if path.name == "streaming" else path.is_file())
+            for path in folder.iterdir()
+        )
+    )
+
+
+def _fill(new, folder, graphs, tokenizer, chunk_ms, *, int8, fp16):
+    """Writes what is to be ``folder`` into ``new``; returns the differences from torch."""
     differences = {}
     for place, named in graphs.items():
         (new / place).mkdir(parents=True)
@@ -116,16 +159,14 @@ def export_onnx(model, folder, *, chunk_ms=None, left_ms=None, int8=False, fp16=
             file, final = new / place / f"{name}.onnx", folder / place / f"{name}.onnx"
             logger.info("%s: is made, which takes minutes", final)
             _write(graph.eval(), file, metadata)
-            differences[str(final)] = _compared(graph, file)
+            differences[str(final)] = _compared(graph, file, final)
             smaller = {"int8": (int8, _quantize), "fp16": (fp16, _halve)}
             for kind, (asked, convert) in smaller.items():
                 if asked:
                     convert(file, file.with_name(f"{name}.{kind}.onnx"))
-        _write_tokens(model.tokenizer, new / place / "tokens.txt")
+        _write_tokens(tokenizer, new / place / TOKENS)
         about = {"streams": bool(place), "chunk_ms": chunk_ms if place else None}
         _write_config(new / place, {name: told for name, (_, told) in named.items()}, about)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
     return differences
 
 
@@ -202,8 +243,8 @@ def _start(graph):
     return graph.start(2) if graph.states else ()
 
 
-def _compared(graph, file):
-    """The largest difference of a graph's first output from torch's."""
+def _compared(graph, file, final):
+    """The largest difference of a graph's first output from torch's; an error names ``final``."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -223,7 +264,7 @@ def _compared(graph, file):
         largest = max(largest, off.max().item())
     if not largest <= TOLERANCE:
         raise UserError(
-            f"{file}: differs from torch by {largest:.1e}, more than {TOLERANCE}: tell us the "
+            f"{final}: differs from torch by {largest:.1e}, more than {TOLERANCE}: tell us the "
             "system and the versions of torch and onnxruntime"
         )
     return largest

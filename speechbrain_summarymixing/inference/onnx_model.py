@@ -98,9 +98,8 @@ class OnnxRecognizer(EncoderASR):
         UserError
             If its streams are of other chunks, or there are none.
         """
-        file = self.graph
-        if file.parent.name != "streaming":
-            file = file.parent / "streaming" / file.name
+        # `OfflineEncoder` takes graphs of whole files alone: those of streams lie below
+        file = self.graph.parent / "streaming" / self.graph.name
         if not file.is_file():
             raise UserError(
                 f"{file}: no such file, and a stream needs it: export the model with --chunk-ms"

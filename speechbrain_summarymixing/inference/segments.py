@@ -1,5 +1,6 @@
 """Where long recordings are cut: in their pauses, or in windows that overlap."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy
@@ -257,10 +258,11 @@ def _dip(probable, start, stop):
 
 
 def merge(before, after, begin, end):
-    """Returns the words of two segments that overlap, each word once.
+    """Returns the words of two segments that overlap, each word once, in the order of their times.
 
     Where both have the same word at the same time, the one goes over to the other, as near to the
-    middle of the overlap as can be; else in its middle.
+    middle of the overlap as can be; else in its middle. What the second has within the last word
+    of the first is left out.
 
     Arguments
     ---------
@@ -280,9 +282,18 @@ def merge(before, after, begin, end):
     ]
     if same:
         _, i, j = min(same)
-        return before[: i + 1] + after[j + 1 :]
-    before = [word for word in before if _middle(word) < middle]
-    return before + [word for word in after if _middle(word) >= middle]
+        before, after = before[: i + 1], after[j + 1 :]
+    else:
+        before = [word for word in before if _middle(word) < middle]
+        after = [word for word in after if _middle(word) >= middle]
+    if not before:
+        return after
+    last = before[-1]
+    return before + [
+        replace(word, begin=max(word.begin, last.end))
+        for word in after
+        if word.begin >= _middle(last) and word.end > last.end
+    ]
 
 
 def _middle(word):

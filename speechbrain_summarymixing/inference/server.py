@@ -240,8 +240,10 @@ class _Recogniser:
         self._waiting, self._wake = [], asyncio.Event()
 
     async def open(self):
+        loop = asyncio.get_running_loop()
+        stream = await loop.run_in_executor(self._thread, self.model.open)
         self.streams += 1
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.model.open)
+        return stream
 
     def forget(self, stream):
         self.streams -= 1

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import socket
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -84,14 +85,20 @@ def check_files(source, files, *, option):
     check_sums(config, files)
 
 
-@functools.lru_cache(maxsize=1)
 def hub():
     """How to fetch from the hub: where it cannot be reached, from the cache, and not after retries.
+
+    It is looked up once a minute, since networks come and go while a process lives.
 
     Returns
     -------
     speechbrain.utils.fetching.FetchConfig
     """
+    return _hub(time.monotonic() // 60)
+
+
+@functools.lru_cache(maxsize=1)
+def _hub(minute):
     address = urlsplit(ENDPOINT)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:

@@ -178,15 +178,22 @@ def _file(file, model):
 
 
 def _transcribe(model, pieces, printer):
-    samples = 0
+    samples, failed = 0, None
     with model.open() as stream:
-        for piece in pieces:
-            samples += len(piece)
-            for event in stream.accept(piece):
-                printer.event(event)
+        try:
+            for piece in pieces:
+                samples += len(piece)
+                for event in stream.accept(piece):
+                    printer.event(event)
+        except UserError as error:
+            if not samples:
+                raise
+            failed = error  # what was heard before it is told
         for event in stream.finish():
             printer.event(event)
         printer.end(stream.text, samples / model.sample_rate)
+    if failed is not None:
+        raise failed
 
 
 class _Printer:

@@ -351,11 +351,15 @@ class StreamingRecognizer:
         return self._sounding[max(frame - self._frames, -len(self._sounding))]
 
     def _long_ago(self, tokens):
-        """How many tokens are final because there was no pause for long: those before a word."""
+        """How many tokens are final because there was no pause for long.
+
+        They end before a word; where none begins, as without spaces, before the last token.
+        """
         if (self._frames - self._first) * self.model.frame_seconds < LONGEST_SECONDS or not tokens:
             return 0
         pieces = [self.model.tokenizer.id_to_piece(emission.token) for emission in tokens]
-        return max(i for i, piece in enumerate(pieces) if i == 0 or piece.startswith("▁"))
+        begins = [i for i, piece in enumerate(pieces) if i and piece.startswith("▁")]
+        return begins[-1] if begins else len(tokens) - 1
 
     def _event(self, tokens, final=False):
         tokenizer, seconds = self.model.tokenizer, self.model.frame_seconds

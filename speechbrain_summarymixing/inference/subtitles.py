@@ -56,7 +56,7 @@ def cues(words):
         groups[-1].append(word)
     begins = [group[0].begin for group in groups]
     return [
-        (begin, max(group[-1].end, min(begin + SHOWN, following)), " ".join(w.word for w in group))
+        (begin, min(max(group[-1].end, begin + SHOWN), following), " ".join(w.word for w in group))
         for group, begin, following in zip(groups, begins, [*begins[1:], float("inf")])
     ]
 

@@ -289,7 +289,7 @@ def _write_sentences(path, transcripts, files):
     written = 0
     with atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as target:
         for text in transcripts:
-            written += target.write(text + "\n")
+            written += target.write(" ".join(text.split()) + "\n")
         for name in files:
             try:
                 with (gzip.open if name.endswith(".gz") else open)(

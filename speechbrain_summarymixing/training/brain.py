@@ -213,7 +213,13 @@ class ExperimentBrain(ValidatedTask):
             )
         # batches are repeated until each process has as many; gradients left over are dropped
         self.epoch_steps = -(-batches // processes) // self.grad_accumulation_factor
-        total = max(1, self.hparams.number_of_epochs * self.epoch_steps)
+        if not self.epoch_steps:
+            raise UserError(
+                f"--grad_accumulation_factor is {self.grad_accumulation_factor}, but an epoch has "
+                f"{-(-batches // processes)} batches of each process, so no step would be taken: "
+                f"lower it or --{self.batch_option}"
+            )
+        total = self.hparams.number_of_epochs * self.epoch_steps
         self.lr_schedule = make_schedule(
             self.hparams.schedule,
             lr=self.hparams.lr,
@@ -226,10 +232,14 @@ class ExperimentBrain(ValidatedTask):
             self._random_states = RandomStates()
             # checkpoints of before have none
             self.checkpointer.add_recoverable("random", self._random_states, optional_load=True)
+        if self.nonfinite_patience > 0:  # else the batches that pass would make all weights NaN
+            self.skip_nonfinite_grads = True
         if self.hparams.ema:
             self._ema = AveragedWeights(self.hparams.model, self.hparams.ema)
             self.checkpointer.add_recoverable(EMA, self._ema)
         super().on_fit_start()
+        if total > 1:  # the first step is one of the warm-up too
+            self.lr_schedule(self.optimizer, max(1, self.optimizer_step))
         if self._ema is not None:
             self.optimizer.register_step_post_hook(self._take_in_weights)
         if self.shard_reader is not None and self.optimizer_step > 0:
@@ -306,9 +316,19 @@ class ExperimentBrain(ValidatedTask):
             self.train_seconds += self._seconds_of_stage()
             self._training_began = None
             self.train_loss = float(stage_loss)
+            self._tell_what_is_left_out(epoch)
         elif stage == sb.Stage.VALID:
             self.step = self._step_within
             self._end_of_validation(epoch, float(stage_loss))
+
+    def _tell_what_is_left_out(self, epoch):
+        left = self.epoch_steps * epoch - self.optimizer_step
+        if self._optimizer_step_limit_exceeded and left > 0:
+            logger.warning(
+                "Epoch %d ends %d steps early (--optimizer_step_limit or --early_stop_patience): "
+                "a run that goes on begins with the next one and ends as many steps earlier",
+                *(epoch, left),
+            )
 
     # ---- test
 

@@ -209,6 +209,8 @@ def start(argv, until_the_end=None, task=None):
     folder = Path(hparams["output_folder"])
     chosen = settings(hparams)
     chosen["grad_accumulation_factor"] = run_opts["grad_accumulation_factor"]
+    if "max_grad_norm" in run_opts.overridden_args:  # which SpeechBrain takes for its own
+        chosen["max_grad_norm"] = hparams["max_grad_norm"] = run_opts["max_grad_norm"]
     if number_of_processes() > 1:
         chosen["processes"] = number_of_processes()
     if until_the_end is not None and if_main_process():

@@ -29,7 +29,7 @@ def test_tokenizer_has_its_special_tokens_and_is_trained_once(tmp_path):
     for text in TEXTS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     made = path.stat().st_mtime_ns
-    train_tokenizer(TEXTS, path, vocab_size=40)
+    train_tokenizer(TEXTS[::-1], path, vocab_size=40)
     assert path.stat().st_mtime_ns == made
     assert train_tokenizer(TEXTS, path, vocab_size=35).vocab_size() == 35
 
@@ -55,6 +55,13 @@ def test_unspellable_names_the_characters():
     reason = unspellable(TEXTS)
     assert reason("CALL SEVEN") is None
     assert reason("CALL 7 ÉTOILES") == "characters not in the training text: 7 É"
+
+
+def test_names_of_special_tokens_cannot_be_spelled(tmp_path):
+    reason = unspellable(TEXTS, train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=40))
+    assert reason("CALL SEVEN") is None
+    assert reason("CALL <unk>") == "characters not in the tokenizer: < > k n u"
+    assert reason("CALL sunk") == "characters not in the tokenizer: k n s u"
 
 
 @pytest.fixture

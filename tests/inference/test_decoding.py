@@ -214,3 +214,14 @@ def test_a_transducer_has_searches_of_its_own_which_tell_the_frames():
     for options, told in (({"name": "joint"}, "beam and greedy"), ({"nbest": 2}, "best alone")):
         with pytest.raises(UserError, match=told):
             Decoder(model, **options)
+
+
+def test_a_search_with_options_leaves_that_of_the_model_alone(model):
+    own = model.mods.decoder
+    before = own.beam_size, own.topk
+    narrow, many = Decoder(model, "joint", beam_size=1), Decoder(model, "joint", nbest=3)
+    assert (narrow.search.search.beam_size, many.search.search.topk) == (1, 3)
+    assert (own.beam_size, own.topk) == before != (1, 3)
+    said = [next(transcribe(model, FILES[:1], beam_size=size)) for size in (1, None)]
+    assert [one.text for one in said] == 2 * [next(iter(SAID.values()))]
+    assert (own.beam_size, own.topk) == before

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,13 @@ def test_a_reader_that_leaves_and_a_full_disk_are_no_traceback(where):
 def test_what_is_too_much_for_the_memory_is_one_files_error(model, monkeypatch):
     original = model.encode_batch
 
+    held = []  # by what was made before there was no memory left
+
     def small_memory(wavs, lengths):
+        assert not any(one() for one in held)
         if wavs.numel() > 3 * 16000:
+            half_made = torch.zeros(1)
+            held.append(weakref.ref(half_made))
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
             )

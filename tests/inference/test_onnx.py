@@ -5,6 +5,7 @@ import subprocess
 import sys
 import venv
 from hashlib import sha256
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference import onnx
 from speechbrain_summarymixing.inference.graphs import OfflineGraph, StreamingGraph
 from speechbrain_summarymixing.inference.onnx import export_onnx
+from speechbrain_summarymixing.inference.onnx_graph import FEATURES
 from speechbrain_summarymixing.inference.onnx_greedy import without_torch
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import load_model, load_recognizer, transcribe
@@ -198,6 +200,63 @@ def test_what_cannot_be_exported_says_so(model, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "new")
     assert onnx.INSTALL.endswith('[onnx]"')
     assert main(["export", str(EXAMPLE), str(tmp_path / "new"), "--left-ms", "640"]) == 1
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_what_another_wrote_is_not_deleted(tmp_path, monkeypatch):
+    parts = {place: {"model": (nn.Identity(), {})} for place in ("", "streaming")}
+    monkeypatch.setattr(onnx, "_graphs", lambda *_: parts)
+    for name in ("_write", "_quantize", "_halve", "_write_tokens"):
+        monkeypatch.setattr(onnx, name, lambda source, file, *_: file.touch())
+    monkeypatch.setattr(onnx, "_compared", lambda *_: 0.0)
+    normalize, features = SimpleNamespace(norm_type="global"), SimpleNamespace(**FEATURES)
+    hparams = SimpleNamespace(compute_features=features, normalize=normalize)
+    model = SimpleNamespace(hparams=hparams, tokenizer=None, eval=lambda: None)
+    folder = tmp_path / "a" / "model"
+    for other, config in (
+        ("a/model.new", None),
+        ("none", None),
+        ("hub", '{"architectures": ["Wav2Vec2ForCTC"]}'),
+        ("list", "[]"),
+        ("cut", '{"features": '),
+    ):
+        (tmp_path / other).mkdir(parents=True)
+        (tmp_path / other / "tokens.txt").touch()
+        if config is not None:
+            (tmp_path / other / "config.json").write_text(config)
+    kept = names(tmp_path)
+    export_onnx(model, folder, int8=True, fp16=True)
+    files = {"config.json", "README.md", "tokens.txt", "model.onnx"}
+    smaller = {"model.int8.onnx", "model.fp16.onnx"}
+    assert {path.name for path in folder.iterdir()} == {*files, *smaller, "streaming"}
+    mode = folder.stat().st_mode
+    monkeypatch.chdir(folder)
+    assert export_onnx(model, ".").keys() == {"model.onnx", "streaming/model.onnx"}
+    monkeypatch.chdir(tmp_path)
+    exported = names(folder)
+    assert exported == sorted([*files, "streaming", *(f"streaming/{name}" for name in files)])
+    assert folder.stat().st_mode == mode == (tmp_path / "none").stat().st_mode
+
+    for mine in (
+        folder / "mine.onnx",
+        folder / "streaming" / "notes.txt",
+        folder / "hyperparams.yaml",
+    ):
+        mine.touch()
+        with pytest.raises(UserError, match="exists, and is no export.*holds nothing else"):
+            export_onnx(model, folder)
+        mine.unlink()
+    for other in ("none", "hub", "list", "cut"):
+        with pytest.raises(UserError, match="exists, and is no export"):
+            export_onnx(model, tmp_path / other)
+    monkeypatch.setattr(onnx, "_write_tokens", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_onnx(model, folder)
+    assert names(folder) == exported
+    assert names(tmp_path) == sorted([*kept, "a/model", *(f"a/model/{one}" for one in exported)])
 
 
 @pytest.mark.slow

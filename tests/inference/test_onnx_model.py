@@ -210,7 +210,7 @@ def test_a_graph_is_transcribed_by_where_there_is_no_torch(folder):
         assert [one["text"] for one in found] == [one.text for one in expected]
 
 
-def test_streams_that_come_and_go_say_what_each_says_alone(folder):
+def test_streams_that_come_and_go_say_what_each_says_alone(folder, tmp_path, monkeypatch):
     model = StreamingModel(load_recognizer(folder), chunk_ms=40 * CHUNK)
     sounds = [read_audio(file, 16000) for file in FILES]
     alone = []
@@ -225,6 +225,13 @@ def test_streams_that_come_and_go_say_what_each_says_alone(folder):
         stream.end()
     model.advance()
     assert [stream.text for stream in streams] == alone and all(alone)
+    (tmp_path / "streaming").symlink_to(folder)  # a name that the folder of streams has, too
+    monkeypatch.chdir(tmp_path / "streaming")
+    for place in (tmp_path / "streaming", "."):
+        with StreamingModel(load_recognizer(place), chunk_ms=40 * CHUNK).open() as stream:
+            stream.put(sounds[0])
+            stream.finish()
+            assert stream.text == alone[0]
     # what was heard before is in the state: a chunk in the middle says something else at the start
     with model.open() as stream:
         stream.put(sounds[0][len(sounds[0]) // 2 :])

@@ -93,6 +93,22 @@ def test_no_word_is_lost_or_doubled_where_windows_meet(gaps, longest, sizes, jit
 
 @settings(deadline=None, max_examples=60)
 @given(
+    st.lists(st.lists(st.tuples(*[st.floats(0.0, 1.0)] * 2), max_size=9), min_size=2, max_size=2)
+)
+def test_words_of_windows_that_hear_others_are_in_order(heard):
+    sides = []
+    for start, times in zip((0.0, 1.0), heard):
+        sides.append([])
+        for gap, seconds in times:
+            sides[-1].append(word(f"w{len(sides[-1]) % 3}", start + gap, 0.01 + seconds))
+            start = sides[-1][-1].end
+    found = merge(*sides, 1.0, 3.0)
+    assert all(one.begin < one.end for one in found)
+    assert all(a.end <= b.begin for a, b in zip(found, found[1:]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
     runs=st.lists(st.tuples(st.booleans(), st.integers(1, 80)), min_size=1, max_size=20),
     longest=st.floats(0.5, 4.0),
     sizes=st.lists(st.integers(100, 40000), min_size=1, max_size=3),
@@ -126,6 +142,14 @@ def test_all_speech_is_in_one_segment_and_long_silence_in_none(runs, longest, si
     assert inside[speech].all()
     padded = torch.nn.functional.max_pool1d(speech.float()[None], 31, 1, 15)[0] > 0
     assert not inside[~padded].any() or longest * RATE / FRAME * 0.1 > 15
+
+
+def test_where_windows_hear_other_words_none_begins_before_the_last():
+    before = [word("A", 0.2), word("B", 1.0, 0.8)]
+    after = [word("C", 1.3, 0.5), word("D", 1.5, 0.2), word("E", 1.6, 0.7), word("F", 2.4)]
+    found = [(one.word, one.begin) for one in merge(before, after, 0.9, 1.95)]
+    assert found == [("A", 0.2), ("B", 1.0), ("E", 1.8), ("F", 2.4)]
+    assert merge([], after, 0.9, 1.2) == after and merge(before, [], 1.9, 2.0) == before
 
 
 def test_what_is_too_long_is_cut_in_its_longest_pause():

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -89,6 +90,16 @@ def test_twenty_clients_at_once_hear_what_one_alone_does(model, expected, monkey
     for index, found in enumerate(asyncio.run(main())):
         check(found, expected[index % 3])
     assert max(batches) > 10 and len(model._streams) == 0
+
+
+def test_a_stream_that_cannot_begin_is_not_counted():
+    async def main():
+        recogniser = server._Recogniser(SimpleNamespace(open=lambda: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            await recogniser.open()
+        assert recogniser.streams == 0
+
+    asyncio.run(main())
 
 
 def test_an_end_without_samples_is_an_empty_text():

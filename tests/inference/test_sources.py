@@ -9,9 +9,12 @@ import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import EXAMPLE
+
+from speechbrain_summarymixing.inference import sources
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -107,3 +110,23 @@ def test_a_hub_that_cannot_be_reached_is_told_without_retries(tmp_path):
     )  # fmt: skip
     assert tried.returncode != 0 and "cannot be reached" in tried.stderr
     assert "Retrying" not in tried.stderr
+
+
+def test_a_network_that_comes_back_is_used(monkeypatch):
+    clock, answers = [0.0], [OSError("down"), SimpleNamespace(close=lambda: None)]
+
+    def connect(address, timeout):
+        if isinstance(answer := answers[0], OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sources.socket, "create_connection", connect)
+    monkeypatch.setattr(sources, "getproxies", dict)
+    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    sources._hub.cache_clear()
+    assert not sources.hub().allow_network
+    answers.pop(0)
+    assert not sources.hub().allow_network  # asked once a minute
+    clock[0] = 61.0
+    assert sources.hub().allow_network
+    sources._hub.cache_clear()

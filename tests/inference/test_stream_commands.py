@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import numpy
 import pytest
@@ -16,7 +17,7 @@ import torchaudio
 from tiny import EXAMPLE, FILES, SAID
 
 from speechbrain_summarymixing import cli
-from speechbrain_summarymixing.inference import streaming, transcribe
+from speechbrain_summarymixing.inference import stream_commands, streaming, transcribe
 from speechbrain_summarymixing.inference.decoding import stream_search
 from speechbrain_summarymixing.inference.stream_commands import _tail
 from speechbrain_summarymixing.inference.transcribe import load_model
@@ -80,6 +81,16 @@ def test_several_files_are_named_and_a_bad_one_leaves_the_others(run, tmp_path):
     assert again == [first, whole]
     assert first[0] == whole[0] == FILES[1] and first[3:] == whole[1:] == [SAID["code"]]
     assert f"error: {nan}: has NaN" in err and f"error: {none}: no such file" in err
+
+
+def test_what_was_heard_before_a_file_breaks_off_is_told(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_commands, "READ_SECONDS", 2.0)
+    whole = write(tmp_path / "whole.flac", numpy.concatenate([CODE, CODE]))
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(Path(whole).read_bytes()[:-9000])
+    status, out, err = run("--no-progress", cut)
+    assert status == 1 and f"error: {cut}: " in err
+    assert out.splitlines()[-1].startswith(SAID["code"].split()[0])
 
 
 def test_json_has_an_object_for_each_event_and_the_whole_text(run, tmp_path):

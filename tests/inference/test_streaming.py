@@ -2,6 +2,7 @@
 
 from functools import partial
 from random import Random
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -222,6 +223,21 @@ def test_without_a_pause_words_but_the_last_become_final(loaded, model, monkeypa
                     assert stream.partial and event.text == stream.final[-1]
         stream.finish()
         assert len(stream.final) > 2 and stream.text == " ".join(stream.final) == text
+
+
+def test_without_a_pause_and_spaces_tokens_but_the_last_become_final(loaded, monkeypatch):
+    monkeypatch.setattr(streaming, "LONGEST_SECONDS", 3.0)
+    model = StreamingModel(loaded, chunk_ms=640)
+    tokenizer = loaded.tokenizer
+    pieces = SimpleNamespace(
+        id_to_piece=lambda token: tokenizer.id_to_piece(token).replace("▁", ""),
+        decode_ids=tokenizer.decode_ids,
+    )
+    monkeypatch.setattr(model, "tokenizer", pieces)
+    speech = numpy.concatenate([CODE[:-3000], CODE[3000:-3000], CODE])
+    with model.open() as stream:
+        stream.accept(speech)
+        assert len(stream.final) > 1 and max(map(len, stream.final)) < 60
 
 
 def test_a_stream_goes_on_after_its_end(model):

@@ -1,9 +1,11 @@
 """Times of words: of the synthesiser's, of segments, and as subtitles."""
 
+import errno
 import json
 import re
 from difflib import SequenceMatcher
 from statistics import median
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -12,9 +14,11 @@ from tiny import EXAMPLE, FILES, SAID
 
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.corpora import mini
+from speechbrain_summarymixing.inference import commands
 from speechbrain_summarymixing.inference.confidence import Word
 from speechbrain_summarymixing.inference.subtitles import cues, srt, tsv, vtt
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
+from speechbrain_summarymixing.inference.transcripts import Transcript
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,8 @@ def test_cues_part_at_pauses_and_keep_to_a_line_and_seven_seconds():
         assert " ".join(text for *_, text in found).split() == [word.word for word in said]
         assert all(len(text) <= 42 and 0 < end - begin <= 7 for begin, end, text in found)
         assert all(a[1] <= b[0] for a, b in zip(found, found[1:]))
+    again = words(("A", 0.0, 8.0), ("B", 7.5, 9.0))  # whose first word is too long
+    assert cues(again) == [(0.0, 7.5, "A"), (7.5, 9.0, "B")]
     assert cues(words(("y" * 50, 0.0, 0.1))) == [(0.0, 1.0, "y" * 50)] and cues([]) == []
 
 
@@ -134,6 +140,29 @@ def test_a_file_for_each_audio_file(kind, capsys, tmp_path):
     assert all(word in found for word in SAID["code"].split())
     if kind == "json":
         assert all(word["begin"] < word["end"] for word in json.loads(found)["words"])
+
+
+def test_a_file_that_cannot_be_written_is_told_and_the_others_are(capsys, tmp_path, monkeypatch):
+    def answers(files, **options):
+        return (Transcript(file, 1.0, text="A", words=words(("A", 0.0, 0.2))) for file in files)
+
+    monkeypatch.setattr(cli, "_answers", lambda arguments, options: answers)
+    long, longer = ("l" * size + ".wav" for size in (250, 251))
+    for files in ([longer, long, "short.wav"], [long, "short.wav", longer]):
+        status, out, err = run(capsys, *files, "--json", "--output", tmp_path)
+        assert (status, out) == (1, "")
+        assert f"{'l' * 251}.json: cannot be written (File name too long)" in err
+        assert {path.name for path in tmp_path.iterdir()} == {f"{'l' * 250}.json", "short.json"}
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commands, "write_atomically", full)
+    arguments = SimpleNamespace(format="text", output=tmp_path, files=[long])
+    with pytest.raises(OSError, match="No space left"):  # nor is there for the others
+        commands.write_answer(Transcript(long, 1.0, text="A"), arguments)
 
 
 def test_formats_that_do_not_go_together_are_refused(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import sys
 from types import SimpleNamespace
@@ -164,6 +165,32 @@ def test_steps_are_logged_with_their_gradients_and_a_run_that_goes_on_has_each_o
     assert [options["id"] for options in begun] == 2 * [begun[0]["id"]]
     assert begun[0]["project"] == "speech" and begun[0]["config"]["lr"] == 0.002
     assert list((tmp_path / "out/tensorboard").glob("**/events*"))
+
+
+def test_a_batch_that_may_pass_changes_no_weight_and_the_first_step_warms_up(
+    command, tmp_path, monkeypatch
+):
+    compute, batches = ASR.compute_objectives, []
+
+    def third_is_nan(self, predictions, batch, stage):
+        loss = compute(self, predictions, batch, stage)
+        batches.append(stage)
+        return loss * float("nan") if len(batches) == 3 else loss
+
+    monkeypatch.setattr(ASR, "compute_objectives", third_is_nan)
+    options = {"nonfinite_patience": 2, "number_of_epochs": 1, "log_every_steps": 1}
+    options |= {"averaged_checkpoints": 1, "test_beam_size": 1}
+    out = tmp_path / "out"
+    experiment.run(command(out, **options, max_grad_norm=0.1, optimizer_step_limit=4), ASR)
+    log = (out / "log.txt").read_text()
+    assert re.search(r"Epoch 1 ends \d+ steps early .--optimizer_step_limit", log)
+    assert all(weight.isfinite().all() for weight in weights(out).values())
+    with open(out / "steps.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["lr"]) == pytest.approx(0.002 / 300)
+    with pytest.raises(SystemExit, match="max_grad_norm"):  # 5.0, that of the file
+        experiment.run(command(out, **options), ASR)
+    with pytest.raises(SystemExit, match="no step would be taken: lower it or --batch_seconds"):
+        experiment.run(command(tmp_path / "other", grad_accumulation_factor=500), ASR)
 
 
 @pytest.mark.parametrize(
