@@ -158,9 +158,7 @@ def _of_csv(file, path, data_root):
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if any(value.strip() for value in row.pop(None, ())):
-            raise UserError(
-                f"{where}: has more values than columns: put what has a comma in quotation marks"
-            )
+            raise UserError(f"{where}: more values than columns: put what has commas in quotes")
         for name in REQUIRED:
             if row[name] is None or (name in ("ID", "wav") and not row[name].strip()):
                 raise UserError(f"{where}: no value for {name}: add it")

@@ -351,10 +351,7 @@ class StreamingRecognizer:
         return self._sounding[max(frame - self._frames, -len(self._sounding))]
 
     def _long_ago(self, tokens):
-        """How many tokens are final because there was no pause for long.
-
-        They end before a word; where none begins, as without spaces, before the last token.
-        """
+        """How many tokens are final without a pause: those before a word, or all but the last."""
         if (self._frames - self._first) * self.model.frame_seconds < LONGEST_SECONDS or not tokens:
             return 0
         pieces = [self.model.tokenizer.id_to_piece(emission.token) for emission in tokens]

@@ -72,7 +72,7 @@ def test_columns_of_other_recipes(tmp_path):
         (b"ID,wav\na,b\n", "no column duration, wrd.*it is ID, wav"),
         (b"ID,duration,wav,wrd\n", "has no utterance"),
         (b"ID,duration,wav,wrd\na,1.0,x.wav\n", "line 2: no value for wrd"),
-        (b"ID,duration,wav,wrd\na,1.0,x.wav,A, B\n", "line 2: has more values .* quotation marks"),
+        (b"ID,duration,wav,wrd\na,1.0,x.wav,A, B\n", "line 2: more values .* in quotes"),
         (b"ID,duration,wav,wrd\na,long,x.wav,A\n", "line 2: duration is 'long'"),
         (b"ID,duration,wav,wrd\n,1.0,x.wav,A\n", "line 2: no value for ID"),
         (b"ID,duration,wav,wrd\na,,x.wav,A\n", "line 2: duration is ''"),
