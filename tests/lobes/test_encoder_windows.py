@@ -254,9 +254,16 @@ def test_what_cannot_go_on_says_so(encoder):
         net.make_streaming_context(DynChunkTrainConfig(4))
 
 
-@every_encoder
-@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["summary", pytest.param("selective", marks=pytest.mark.slow)])
+COMPILED = [
+    ("branchformer", name, causal) for name in ("summary", "selective") for causal in (True, False)
+]
+COMPILED += [("conformer", "selective", False), ("transformer", "selective", False)]
+
+
+@pytest.mark.parametrize(
+    "encoder, name, causal",
+    [COMPILED[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in COMPILED[1:])],
+)
 def test_it_compiles_to_one_graph_for_all_lengths(encoder, causal, name):
     torch._dynamo.reset()
     config = None if causal else DynChunkTrainConfig(4, 2)
