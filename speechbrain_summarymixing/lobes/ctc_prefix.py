@@ -10,6 +10,8 @@ import torch
 from speechbrain.decoders import scorer
 from torch.nn.functional import pad
 
+from speechbrain_summarymixing.nnet.sines import exact_dtype
+
 
 class Prefixes(NamedTuple):
     """Log probabilities of hypotheses after 0 to T frames, and of all that begins with them."""
@@ -58,7 +60,7 @@ class CTCPrefixes:
         frames = torch.arange(log_probs.size(1), device=log_probs.device)
         padding = frames >= lengths.unsqueeze(1)  # (B, T)
         sure = torch.arange(log_probs.size(2), device=log_probs.device) == blank_index
-        exact = torch.float32 if log_probs.device.type == "mps" else torch.float64
+        exact = exact_dtype(log_probs.device)
         probs = log_probs.to(exact).exp().where(~padding.unsqueeze(2), sure.to(exact))
         self.probs = probs.transpose(1, 2).contiguous()  # (B, V, T), sure of a blank on padding
         self.blanks = self._sums(self.probs[:, blank_index])  # (B, T + 1)

@@ -3,7 +3,7 @@
 import torch
 from speechbrain.nnet.attention import RelPosEncXL
 
-from speechbrain_summarymixing.nnet.sines import sines
+from speechbrain_summarymixing.nnet.sines import exact_dtype, sines
 
 
 class SinePositions(torch.nn.Module):
@@ -47,7 +47,7 @@ class SinePositions(torch.nn.Module):
         torch.Tensor
             (1, T, D), or (B, T, D).
         """
-        frame = torch.arange(x.size(1), device=x.device, dtype=_exact(x.device))
+        frame = torch.arange(x.size(1), device=x.device, dtype=exact_dtype(x.device))
         if torch.is_tensor(start):
             start = start.unsqueeze(1)
         return sines((frame + start).view(-1, x.size(1)), self.d_model).to(x.dtype)
@@ -94,11 +94,7 @@ class RelativePositions(RelPosEncXL):
     def make_pe(self, seq_len):
         """Returns the positions (1, 2 T - 1, D) of the distances T - 1 to 1 - T, T ``seq_len``."""
         device = self.inv_freq.device
-        distance = -torch.arange(1 - seq_len, seq_len, device=device, dtype=_exact(device))
+        distance = -torch.arange(1 - seq_len, seq_len, device=device, dtype=exact_dtype(device))
         if not self.signed:
             distance = distance.abs()
         return sines(distance, self.emb_dim).to(self.emb_dtype).unsqueeze(0)
-
-
-def _exact(device):
-    return torch.float32 if device.type == "mps" else torch.float64  # which has no float64

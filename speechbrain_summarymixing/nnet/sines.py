@@ -5,6 +5,11 @@ import math
 import torch
 
 
+def exact_dtype(device):
+    """Returns the type for what float32 is too coarse for: float64, which MPS has not."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 def sines(position, width):
     """Returns (…, D), sines and cosines by turns, of positions (…) in frames, with D ``width``."""
     rate = torch.arange(0, width, 2, device=position.device, dtype=position.dtype)

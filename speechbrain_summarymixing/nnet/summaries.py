@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from speechbrain_summarymixing.nnet.sines import exact_dtype
+
 BLOCK = 64  # frames summed at once by a scan; what passes from block to block is a carry
 
 
@@ -207,7 +209,8 @@ class RunningSums(NamedTuple):
 def empty_sums(batch, width, window, device=None):
     """Returns `running_sums`' history (B, H, S) of a stream's start, with ``width`` S: zeros."""
     kept = 1 if window.left_chunks is None else window.left_chunks
-    return torch.zeros(batch, kept, width, dtype=torch.float64, device=device)
+    dtype = exact_dtype(device or torch.get_default_device())
+    return torch.zeros(batch, kept, width, dtype=dtype, device=device)
 
 
 def running_chunk_means(x, window, state=None, key_padding_mask=None):
@@ -289,9 +292,9 @@ def running_sums(x, left, history=None):
         x = torch.cat([history, x], 1)
     if left is None:
         sums = _prefix_sums(x)
-        return sums[:, -frames:], sums[:, -1:].double()
+        return sums[:, -frames:], sums[:, -1:].to(exact_dtype(x.device))
     sums = _sliding_sums(x, min(left + 1, x.size(1)))
-    return sums[:, -frames:], x[:, max(0, x.size(1) - left) :].double()
+    return sums[:, -frames:], x[:, max(0, x.size(1) - left) :].to(exact_dtype(x.device))
 
 
 def _sliding_sums(x, width):
@@ -312,7 +315,7 @@ def _sliding_sums(x, width):
 def _prefix_sums(x):
     """Sums (B, T, S) of the frames 0 to t; what passes from block to block is float64."""
     blocks = _in_blocks(x, min(BLOCK, x.size(1))).cumsum(2, dtype=_accumulator(x))
-    carry = blocks[:, :, -1].cumsum(1, dtype=torch.float64)
+    carry = blocks[:, :, -1].cumsum(1, dtype=exact_dtype(x.device))
     carry = functional.pad(carry, (0, 0, 1, -1)).unsqueeze(2)  # of the blocks before
     return blocks.add_(carry.to(blocks.dtype)).flatten(1, 2)[:, : x.size(1)]
 
@@ -361,7 +364,7 @@ def _decayed_sums(x, decay):
     block = torch.arange(blocks.size(1), device=x.device)
 
     def weights(distance):  # float64: decay may be near to 1, and its powers near to 0
-        return (decay ** distance.double()).to(x.dtype)
+        return (decay ** distance.to(exact_dtype(x.device))).to(x.dtype)
 
     to_right, to_left = frame.flip(0), frame
     inside = weights((frame[:, None] - frame).abs())

@@ -4,8 +4,12 @@ import pytest
 import torch
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from speechbrain_summarymixing.nnet import summaries
 from speechbrain_summarymixing.nnet.selective_summary_mixing import SelectiveSummaryMixing
+from speechbrain_summarymixing.nnet.sines import exact_dtype
 from speechbrain_summarymixing.nnet.streaming import put_rows, take_rows
 from speechbrain_summarymixing.nnet.summaries import CAUSAL, Window
 from speechbrain_summarymixing.nnet.summary_mixing import SummaryMixing
@@ -84,3 +88,30 @@ def test_a_stream_under_autocast_keeps_the_type_of_its_state(make):
         _, state = mixer.forward_streaming(x[rows], Window(4), take_rows(start, rows))
     joined = put_rows(start, rows, state)
     assert [part.dtype for part in joined] == [part.dtype for part in start]
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses tensors of float64, as MPS does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            assert not (torch.is_tensor(tensor) and tensor.dtype == torch.float64), function
+        return output
+
+
+@pytest.mark.parametrize("window", [None, CAUSAL, Window(4), Window(4, 1)], ids=str)
+@every_mixer
+def test_no_float64_where_a_device_has_none(make, window, monkeypatch):
+    assert exact_dtype("mps") == torch.float32 and exact_dtype("cpu") == torch.float64
+    monkeypatch.setattr(summaries, "exact_dtype", lambda device: torch.float32)
+    x = torch.randn(2, 30, D)
+    with NoFloat64():
+        mixer = make().eval()
+        output = mixer(x, window=window)[0]
+        if window is not None:
+            pieces, state = [], mixer.initial_state(window, 2)
+            for piece in x.split(8, 1):
+                mixed, state = mixer.forward_streaming(piece, window, state)
+                pieces.append(mixed)
+            torch.testing.assert_close(torch.cat(pieces, 1), output, atol=1e-5, rtol=1e-5)
