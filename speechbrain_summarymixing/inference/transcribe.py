@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.utils.fetching import FetchConfig
 
 from speechbrain_summarymixing.corpora.semantics import parse
 from speechbrain_summarymixing.errors import UserError, reason_of
@@ -103,9 +105,10 @@ def load_model(source, device=None, *, command="transcribe", trust=False):
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if interface is not EncoderClassifier:
         load_tokenizer(files[spelling])
+    network = FetchConfig() if Path(source).is_dir() else hub()  # a folder asks no network
     try:
         model = interface.from_hparams(
-            source=str(source), run_opts={"device": device}, fetch_config=hub()
+            source=str(source), run_opts={"device": device}, fetch_config=network
         )
     except UserError:
         raise
