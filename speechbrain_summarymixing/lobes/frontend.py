@@ -170,7 +170,7 @@ class KaldiFbank(torch.nn.Module):
         return wavs.gather(1, mirrored).masked_fill(after, 0.0)
 
 
-class _TimePadded(Conv2d):
+class _MirrorsFrequency(Conv2d):
     """SpeechBrain's convolution, whose padding mode is that of the frequency axis alone."""
 
     def _manage_padding(self, x, kernel_size, dilation, stride):
@@ -254,7 +254,7 @@ class MaskedConvolutionFrontEnd(ConvolutionFrontEnd):
             strides=[2] * blocks,
             dilations=[1] * blocks,
             residuals=[False] * blocks,
-            conv_module=_TimePadded,
+            conv_module=_MirrorsFrequency if frequency_padding == "reflect" else Conv2d,
             norm=LayerNorm,
             dropout=dropout,
         )

@@ -322,7 +322,7 @@ class ExperimentBrain(ValidatedTask):
             self._end_of_validation(epoch, float(stage_loss))
 
     def _tell_what_is_left_out(self, epoch):
-        left = self.epoch_steps * epoch - self.optimizer_step
+        left = self.epoch_steps - self.step // self.grad_accumulation_factor
         if self._optimizer_step_limit_exceeded and left > 0:
             logger.warning(
                 "Epoch %d ends %d steps early (--optimizer_step_limit or --early_stop_patience): "

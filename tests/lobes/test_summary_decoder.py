@@ -252,3 +252,11 @@ def test_sums_stay_exact_in_bfloat16_autocast():
     assert all(part.dtype == torch.float64 for sums in state.past for part in sums)
     for rough in (whole, stepped):  # a mean is rounded once to bfloat16, whatever its length
         assert ((rough - exact).norm(dim=2) / exact.norm(dim=2))[:, 100:].max() < 5e-3
+
+
+def test_without_layers_there_is_no_decoder():
+    net = SummaryMixingASR(
+        30, 12, token_mixer=lambda: SummaryMixing(D), d_model=D, nhead=4, d_ffn=24,
+        num_encoder_layers=1, num_decoder_layers=0, csgu_linear_units=24, summary_decoder=True,
+    )  # fmt: skip
+    assert not [name for name, _ in net.named_parameters() if name.startswith("decoder")]
