@@ -233,13 +233,12 @@ def _add_convert(commands):
 
 
 def _convert(arguments):
-    from speechbrain import parse_arguments
-
     from speechbrain_summarymixing.systems import find
+    from speechbrain_summarymixing.training.options import parse_options
     from speechbrain_summarymixing.training.published import convert
 
     system = str(find(arguments.system))
-    _, _, options = parse_arguments([system, *arguments.options])
+    _, _, options = parse_options([system, *arguments.options])
     count = convert(arguments.checkpoint, system, arguments.file, options)
     print(f"{arguments.file}: {count:,} parameters")
     return 0

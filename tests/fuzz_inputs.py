@@ -23,7 +23,8 @@ from speechbrain_summarymixing.inference.language_model import language_model_ya
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 from speechbrain_summarymixing.inference.trust import check_yaml
-from speechbrain_summarymixing.training.config import options_given, route_overrides, value_of
+from speechbrain_summarymixing.training.config import route_overrides, value_of
+from speechbrain_summarymixing.training.options import parse_options
 
 TOKENS = [
     *(b"\0", b"\xff", b"\xef\xbb\xbf", b'"', b"'", b",", b"\t", b"\n", b"\r", b" ", b"{", b"}"),
@@ -113,7 +114,7 @@ class Inputs:
         }
         self.yaml = (EXAMPLE / "hyperparams.yaml").read_bytes()
         self.system = b"task: recognition\nlr: 0.1\nspeeds: [95, 100]\nx: !ref <lr> * 2\ny: True\n"
-        self.options = b"lr: 0.2\nspeeds: [90]\ny: False\n"
+        self.options = b"--lr\n0.2\n--speeds=[90]\n--y\nFalse"
         self.weights = {
             path.name: path.read_bytes()
             for path in EXAMPLE.iterdir()
@@ -197,11 +198,12 @@ class Inputs:
                 language_model_yaml(path.parent)
             elif kind == "options":
                 options = edited(self.options, edits, self.system).decode("utf-8", "replace")
-                options_given(options)
+                words = [word for word in options.split("\n") if word not in ("-h", "--help")]
+                _, _, options = parse_options(["system.yaml", *words])
                 route_overrides(self.write("system.yaml", self.system), options)
             else:
                 path = self.write("system.yaml", edited(self.system, edits, self.yaml))
-                value_of(path, "task", "lr: 0.2")
+                value_of(path, "task", {"lr": 0.2})
 
         kinds = st.sampled_from(["model", "language model", "options", "system"])
         return read, (kinds, EDITS)

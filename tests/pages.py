@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 
-import speechbrain as sb
 import yaml
 from markdown_it import MarkdownIt
 from tiny import ROOT
@@ -14,6 +13,7 @@ from speechbrain_summarymixing import cli, systems
 from speechbrain_summarymixing.analysis.compare_plan import parse_corpus, parse_system
 from speechbrain_summarymixing.analysis.systems import parse_settings
 from speechbrain_summarymixing.training.config import options_of, route_overrides
+from speechbrain_summarymixing.training.options import parse_options
 
 PATTERNS = ("*.md", "docs/*.md", "docs/mixers/*.md", "recipes/**/README.md", "examples/*/README.md")
 PAGES = sorted(
@@ -151,7 +151,7 @@ def _check_python(words, home):
 def _check_training(words, home):
     file = home / words[0] if words[0].endswith(".yaml") and words[0] not in MINE else None
     file = file or systems.find(MINE.get(words[0], words[0]))
-    _, _, overrides = sb.parse_arguments([str(file), *words[1:]])
+    _, _, overrides = parse_options([str(file), *words[1:]])
     route_overrides(file, overrides)
 
 

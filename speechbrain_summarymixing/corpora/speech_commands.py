@@ -100,7 +100,11 @@ def prepare(
             save_folder / f"{split}.csv",
             [*(row[1] for row in rows), *noises, *(folder / name for name in LISTS.values())],
             make,
-            {"rows": [(key, word) for key, _, _, word in rows], "silences": silences},
+            {
+                "rows": [(key, word) for key, _, _, word in rows],
+                "silences": silences,
+                "silence": str(save_folder / SILENCE),
+            },
         )
     return manifests
 

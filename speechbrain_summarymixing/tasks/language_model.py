@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from speechbrain_summarymixing.data import loading
 from speechbrain_summarymixing.data.sets import has_begun, names, spelling
-from speechbrain_summarymixing.data.tokens import digest
+from speechbrain_summarymixing.data.tokens import digest, unspellable
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import atomically, made_once, write_atomically
 from speechbrain_summarymixing.inference.provenance import CONFIG, write_config
@@ -63,7 +64,8 @@ class LanguageModel(ExperimentBrain):
         path = Path(hparams.output_folder) / "train.txt"
         if not (has_begun(vars(hparams)) and path.is_file()):
             words = [utterance.wrd for rows in train.values() for utterance in rows]
-            on_main(write_sentences, path, words, names(hparams.lm_text))
+            spell = unspellable([], self.targets)
+            on_main(write_sentences, path, words, names(hparams.lm_text), spell)
         dataset = self._sentences(path)
         logger.info("language model: %d sentences to train on", len(dataset))
         batches = LengthBuckets(dataset.lengths(), hparams.batch_sentences, seed=hparams.seed)
@@ -74,7 +76,7 @@ class LanguageModel(ExperimentBrain):
         name = "valid" if part == "valid" else f"test_{'-'.join(sets)}"
         path = Path(self.hparams.output_folder) / f"{name}.txt"
         rows = [utterance for rows in sets.values() for utterance in rows]
-        on_main(write_sentences, path, [row.wrd for row in rows], [])
+        on_main(write_sentences, path, [row.wrd for row in rows])
         dataset = self._sentences(path)
         size = self.hparams.batch_sentences
         options = loading.eval_loader_options(
@@ -242,7 +244,7 @@ class LengthBuckets(Sampler):
                 yield some[first : first + self.batch_size].tolist()
 
 
-def write_sentences(path, transcripts, files):
+def write_sentences(path, transcripts, files=(), spell=None):
     """Writes a text file of transcripts and of the lines of other text files.
 
     Arguments
@@ -252,11 +254,13 @@ def write_sentences(path, transcripts, files):
     transcripts : list of str
     files : list of str
         Text, UTF-8, one sentence a line, or the same compressed by gzip (.gz).
+    spell : callable or None
+        Says why a line of a file cannot be written in the tokens, or None: it is left out.
 
     Raises
     ------
     UserError
-        If a file cannot be read or there is no sentence.
+        If a file cannot be read, none of its lines can be written, or there is no sentence.
     """
     source = {"transcripts": digest(transcripts), "files": []}
     for name in files:
@@ -267,7 +271,7 @@ def write_sentences(path, transcripts, files):
                 f"--lm_text {name}: cannot be read ({error.strerror}): give the path of a text file"
             ) from error
         source["files"].append([os.path.abspath(name), status.st_size, status.st_mtime_ns])
-    made_once(path, source, lambda: _write_sentences(path, transcripts, files))
+    made_once(path, source, lambda: _write_sentences(path, transcripts, files, spell))
 
 
 def index_sentences(path):
@@ -281,26 +285,39 @@ def index_sentences(path):
         numpy.save(target, numpy.concatenate([[0], lengths.cumsum()]))
 
 
+def _copy_lines(name, target, spell):
+    """Writes the lines of a text file, but for those that have no tokens; returns characters."""
+    written, unwritable, first = 0, 0, ""
+    try:
+        with (gzip.open if name.endswith(".gz") else open)(name, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(map(str.strip, file), 1):
+                if line and spell is not None and (reason := spell(line)) is not None:
+                    unwritable += 1
+                    first = first or f"line {number} has {reason}"
+                elif line:
+                    written += target.write(line + "\n")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise UserError(
+            f"--lm_text {name}: cannot be read as UTF-8 text, plain or .gz ({error})"
+        ) from error
+    if unwritable:
+        told = f"--lm_text {name}: {unwritable} lines cannot be written in the tokens ({first})"
+        if not written:
+            raise UserError(f"{told}: write all as the transcripts are, in capitals or not")
+        logger.warning("%s: they are left out", told)
+    return written
+
+
 def _index(path):
     return path.with_name(f"{path.name}.index.npy")
 
 
-def _write_sentences(path, transcripts, files):
+def _write_sentences(path, transcripts, files, spell):
     written = 0
     with atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as target:
         for text in transcripts:
             written += target.write(" ".join(text.split()) + "\n")
         for name in files:
-            try:
-                with (gzip.open if name.endswith(".gz") else open)(
-                    name, "rt", encoding="utf-8"
-                ) as f:
-                    for line in f:
-                        if line.strip():
-                            written += target.write(line.strip() + "\n")
-            except (OSError, EOFError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"--lm_text {name}: cannot be read as UTF-8 text, plain or .gz ({error})"
-                ) from error
+            written += _copy_lines(name, target, spell)
         if not written:
             raise UserError(f"{path}: no sentence to write: give transcripts or --lm_text")

@@ -40,10 +40,11 @@ class Pretraining(SpeechTask):
                 f"--mask_length is {length}, but must be a multiple of {stride} frames of 10 ms, "
                 f"which make one of the encoder: give for example {stride}"
             )
-        if hparams["mask_prob"] > 1:
+        if (masked := hparams["mask_prob"] * length) >= 1:
             raise UserError(
-                f"--mask_prob is {hparams['mask_prob']}, but must be 1 at most: the part of frames "
-                "at which a mask begins"
+                f"--mask_prob is {hparams['mask_prob']} and --mask_length {length}, which would "
+                f"mask {masked:.0%} of an utterance, but their product must be below 1: the part "
+                "of frames at which a mask begins, and how long it is"
             )
         if (more := hparams["transformer"].encoder.stride) != 1:
             raise UserError(
@@ -59,8 +60,11 @@ class Pretraining(SpeechTask):
     def train_loading(self, train):
         """As `SpeechTask`'s, with masks that are others in each epoch."""
         dataset, options = super().train_loading(train)
-        self.augmentation = self._masks()  # whose epoch is set as that of an augmentation
-        return dataset, {**options, "collate_fn": self.augmentation}
+        masks = self._masks()
+        if self.augmentation is not None:
+            masks.epoch = self.augmentation.epoch  # one, seen by the workers of both
+        self.augmentation = masks  # whose epoch is set as that of an augmentation
+        return dataset, {**options, "collate_fn": masks}
 
     def eval_loading(self, part, sets):
         """As `SpeechTask`'s, with masks that are always the same."""

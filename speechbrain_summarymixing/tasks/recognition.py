@@ -65,8 +65,7 @@ class ASR(SpeechTask):
             )
         if encoder is not None:
             if not sets.has_begun(hparams):  # else a checkpoint has the weights
-                names = ("model", "normalize", "compute_features")
-                load_encoder(*(hparams[name] for name in names), encoder)
+                load_encoder(hparams, encoder)
             hparams["normalize"].update_until_epoch = 0  # the encoder knows these statistics
         tokenizer = cls.tokenizer(hparams, train, others)
         if language_model is not None:

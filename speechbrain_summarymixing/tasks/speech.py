@@ -22,6 +22,10 @@ class SpeechTask(ExperimentBrain):
 
     target_names = ()  # of the targets, as the batch has them
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.hparams.compute_features.to(self.device)  # it has no weights, so it is in no modules
+
     def targets_of(self):
         """Returns a function from the manifest's column wrd to the targets of an utterance.
 
@@ -79,7 +83,7 @@ class SpeechTask(ExperimentBrain):
     def _dataset(self, sets, augment=None):
         utterances = [utterance for rows in sets.values() for utterance in rows]
         return loading.Utterances(
-            sorted(utterances, key=lambda u: u.duration),
+            sorted(utterances, key=lambda u: (u.duration, u.ID)),
             self.targets_of(),
             self.target_names,
             **reading(vars(self.hparams)),

@@ -12,17 +12,22 @@ logger = get_logger(__name__)
 
 OPTION = "--encoder_folder"
 ENCODER = ("0.", "1.encoder.", "1.custom_src_module.")  # of the list of front-end, transformer, …
+WEIGHTLESS = {  # what makes another encoder of the same weights, and of which part of an export
+    "sample_rate": "compute_features",
+    "frequency_padding": "front_end",
+    "encoder_module": "transformer",
+    "positional_encoding": "transformer",
+}
 
 
-def load_encoder(model, normalize, compute_features, source):
+def load_encoder(hparams, source):
     """Loads front-end, encoder and feature statistics; tells what is not loaded.
 
     Arguments
     ---------
-    model : torch.nn.ModuleList
-        Front-end, transformer and heads, as in ``hparams/parts/asr.yaml``.
-    normalize : Normalization
-    compute_features : torch.nn.Module
+    hparams : dict
+        With model (front-end, transformer and heads), normalize and compute_features, as in
+        ``hparams/parts/asr.yaml``, and what its encoder is made of.
     source : str or Path
         The folder, or hub name, of an exported model: hyperparams.yaml, model.ckpt and
         normalizer.ckpt.
@@ -33,12 +38,25 @@ def load_encoder(model, normalize, compute_features, source):
         If a file is missing, or the encoder there is not of this size and kind, or of other
         features.
     """
-    heard = f"{type(compute_features).__module__}.{type(compute_features).__qualname__}"
-    if (theirs := _features_of(source)) != heard:
+    kind = type(hparams["compute_features"])
+    heard = f"{kind.__module__}.{kind.__qualname__}"
+    tree = _tree_of(source)
+    if (theirs := _features_of(tree)) != heard:
         raise UserError(
             f"{OPTION} is {source}, whose encoder was trained on the features of {theirs}, but "
             f"here they are {heard}, with other values: train that model again with these"
         )
+    settings = [
+        f"--{key} {value}, but here {hparams[key]}"
+        for key, value in _weightless(tree)
+        if key in hparams and value != hparams[key]
+    ]
+    if settings:
+        raise UserError(
+            listed(f"{OPTION} is {source}, whose encoder was trained with other settings", settings)
+            + "\ngive what it was trained with, since no weight tells the difference"
+        )
+    model, normalize = hparams["model"], hparams["normalize"]
     file = find_file(source, "model.ckpt", option=OPTION)
     theirs = load_weights(file)
     own = model.state_dict()
@@ -100,10 +118,27 @@ class HeldEncoder:
             weight.requires_grad_(True)
 
 
-def _features_of(source):
-    """The class of an exported model's features, by name."""
+def _tree_of(source):
+    """The top of an exported model's YAML, whose tags name classes: by key, a node."""
     file = find_file(source, "hyperparams.yaml", option=OPTION)
-    for key, value in yaml.compose(file.read_text(encoding="utf-8")).value:
-        if key.value == "compute_features":
-            return value.tag.removeprefix("!new:")
-    return "no key compute_features"
+    return {key.value: node for key, node in yaml.compose(file.read_text(encoding="utf-8")).value}
+
+
+def _features_of(tree):
+    """The class of an exported model's features, by name."""
+    if "compute_features" not in tree:
+        return "no key compute_features"
+    return tree["compute_features"].tag.removeprefix("!new:")
+
+
+def _weightless(tree):
+    """(key, value) of the settings `WEIGHTLESS` of an exported model."""
+    for key, home in WEIGHTLESS.items():
+        node = tree.get(home)
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        given = {
+            name.value: yaml.safe_load(value.value) for name, value in pairs if name.value == key
+        }
+        if home == "front_end" and pairs:
+            given.setdefault(key, "constant")  # older exports have no other
+        yield from given.items()

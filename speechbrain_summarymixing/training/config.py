@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +44,7 @@ ABOVE_ZERO = {
     "max_batch_size",
     "max_decode_ratio",
     "max_seconds",
+    "max_symbols",
     "n_mels",
     "nhead",
     "num_buckets",
@@ -83,8 +83,8 @@ def route_overrides(path, overrides):
     ---------
     path : str or Path
         The system's YAML file.
-    overrides : str or dict
-        Options as YAML text, as SpeechBrain's ``parse_arguments`` returns them, or as a dict.
+    overrides : dict
+        Options, as `parse_options` returns them.
 
     Returns
     -------
@@ -94,10 +94,8 @@ def route_overrides(path, overrides):
     Raises
     ------
     UserError
-        If the file is missing, no file defines an option, or one is given twice, is no YAML or has
-        a value that it cannot have.
+        If the file is missing, no file defines an option, or one has a value that it cannot have.
     """
-    overrides = options_given(overrides)
     tree = _read(Path(path))
     routed, unknown, unfit = {}, [], []
     for key, value in overrides.items():
@@ -133,41 +131,14 @@ def _rule(key, tag, value):
     return "0 or more" if key in FROM_ZERO and value < 0 else None
 
 
-def options_given(overrides):
-    """Returns options, which may be YAML text as in `route_overrides`, as a dict.
-
-    Raises
-    ------
-    UserError
-        If one is given twice, or the text is no YAML.
-    """
-    if not isinstance(overrides, str):
-        return overrides
-    text = overrides
-    try:
-        options = ruamel.yaml.YAML(typ="safe").load(text) or {}
-    except ruamel.yaml.constructor.DuplicateKeyError as error:
-        keys = Counter(line.partition(":")[0] for line in text.splitlines())
-        twice = ", ".join(f"--{key}" for key, count in keys.items() if count > 1)
-        raise UserError(f"{twice or 'an option'} is given twice: give it once") from error
-    except ruamel.yaml.error.YAMLError as error:
-        raise UserError(
-            f"the options are no YAML ({' '.join(str(error).split())}): quote values with special "
-            "characters, such as --speeds '[95, 100]'"
-        ) from error
-    if not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
-        raise UserError(f"{options!r} is no option: write --key value")
-    return options
-
-
-def load_hyperparams(path, overrides=""):
+def load_hyperparams(path, overrides=None):
     """Loads a system's YAML file, its parts and the command line's options as one flat dict.
 
     Arguments
     ---------
     path : str or Path
         The system's YAML file.
-    overrides : str or dict
+    overrides : dict, optional
         As in `route_overrides`.
 
     Returns
@@ -180,7 +151,7 @@ def load_hyperparams(path, overrides=""):
     UserError
         If the file is missing, an option is unknown, or what the file makes cannot be built.
     """
-    overrides = options_given(overrides)
+    overrides = overrides or {}
     try:
         return _built(path, overrides)
     except BUILD_ERRORS as error:
@@ -214,7 +185,7 @@ def _builds_without(path, overrides, key):
     return True
 
 
-def value_of(path, key, overrides=""):
+def value_of(path, key, overrides=None):
     """Returns the text of a key of a system's YAML file, or of its parts; nothing is built.
 
     Arguments
@@ -222,7 +193,7 @@ def value_of(path, key, overrides=""):
     path : str or Path
         The system's YAML file.
     key : str
-    overrides : str or dict
+    overrides : dict, optional
         As in `route_overrides`.
 
     Returns
@@ -235,7 +206,7 @@ def value_of(path, key, overrides=""):
     UserError
         As in `route_overrides`, or if the file's references cannot be resolved.
     """
-    routed = route_overrides(path, overrides)
+    routed = route_overrides(path, overrides or {})
     try:
         with open(path, encoding="utf-8") as file:
             level = [yaml.compose(resolve_references(file, routed))]

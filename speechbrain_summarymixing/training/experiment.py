@@ -1,6 +1,5 @@
 """The life of an experiment, step by step; `run` is the whole of it."""
 
-import argparse
 import errno
 import json
 import logging
@@ -33,7 +32,6 @@ from speechbrain_summarymixing.training import curves, plan, rehearsal
 from speechbrain_summarymixing.training.brain import Interrupted
 from speechbrain_summarymixing.training.config import (
     load_hyperparams,
-    options_given,
     options_of,
     route_overrides,
     value_of,
@@ -46,6 +44,7 @@ from speechbrain_summarymixing.training.identity import (
     settings,
 )
 from speechbrain_summarymixing.training.loggers import train_loggers
+from speechbrain_summarymixing.training.options import parse_options
 
 logger = get_logger(__name__)
 
@@ -98,7 +97,7 @@ def run(argv, task):
 def run_tokenizer(argv):
     """Trains a tokenizer on the transcripts of a corpus's training part; argv as in `run`."""
     with errors_reported():
-        path, _, overrides = sb.parse_arguments(argv)
+        path, _, overrides = parse_options(argv)
         hparams = load_hyperparams(path, overrides)
         if hparams["shards"] is not None:
             texts, _ = shards.scan(urls_of(hparams["shards"]), **limits(hparams))
@@ -180,9 +179,7 @@ def start(argv, until_the_end=None, task=None):
         If an option is unknown, or the output folder holds a run with other settings or is in use,
         or the file is of another task.
     """
-    minutes, argv = _taken_out(argv, "--ckpt_interval_minutes")
-    path, run_opts, overrides = sb.parse_arguments(argv)
-    overrides = {**options_given(overrides), **minutes}
+    path, run_opts, overrides = parse_options(argv)
     if task is not None and (given := value_of(path, "task", overrides)) not in (None, task.name):
         raise UserError(
             f"{path}: is a system for the task {given}, not for {task.name}, which this train.py "
@@ -229,14 +226,6 @@ def start(argv, until_the_end=None, task=None):
     # SpeechBrain's decoder passes a bool and a float mask
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     return hparams, run_opts
-
-
-def _taken_out(argv, option):
-    """An option as a dict, of which SpeechBrain would take whole numbers alone, and other ones."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    parser.add_argument(option, default=argparse.SUPPRESS)
-    given, others = parser.parse_known_args(argv)
-    return options_given("".join(f"{k}: {v}" for k, v in vars(given).items())), others
 
 
 def _lock(folder, until_the_end):

@@ -8,10 +8,10 @@ from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.files import atomically
 from speechbrain_summarymixing.inference.sources import load_weights
 from speechbrain_summarymixing.lobes.published import load_published_model
-from speechbrain_summarymixing.training.config import load_hyperparams, options_given
+from speechbrain_summarymixing.training.config import load_hyperparams
 
 
-def convert(checkpoint, system, file, options=""):
+def convert(checkpoint, system, file, options=None):
     """Writes a published checkpoint's weights by the names of a system's ``model``.
 
     Arguments
@@ -22,7 +22,7 @@ def convert(checkpoint, system, file, options=""):
         A YAML file.
     file : str or Path
         To write, as the ``model.ckpt`` of a checkpoint.
-    options : str or dict
+    options : dict, optional
         Over those of the YAML file, as `config.route_overrides` takes them.
 
     Returns
@@ -37,7 +37,7 @@ def convert(checkpoint, system, file, options=""):
     """
     weights = load_weights(checkpoint)
     with tempfile.TemporaryDirectory() as folder:  # the checkpointer makes one
-        hparams = load_hyperparams(system, {**options_given(options), "output_folder": folder})
+        hparams = load_hyperparams(system, {**(options or {}), "output_folder": folder})
     model = hparams["model"]
     try:
         load_published_model(model, weights)

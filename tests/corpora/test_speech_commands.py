@@ -1,4 +1,5 @@
 import logging
+import os
 import shutil
 
 import numpy
@@ -80,6 +81,15 @@ def test_it_is_made_anew_where_words_change_and_not_otherwise(corpus, tmp_path):
     assert path.stat().st_mtime_ns == made
     speech_commands.prepare(corpus, tmp_path, words="no,bed", progress=False)
     assert {row.wrd for row in read_manifest(path)} == {"no", "bed"}
+
+
+def test_silences_are_written_anew_where_the_folder_was_moved(corpus, tmp_path):
+    prepared(corpus, tmp_path / "old", words="commands")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    rows = prepared(corpus, tmp_path / "new", words="commands")
+    silences = [row.wav for row in rows["train"] if row.wrd == "silence"]
+    assert silences and all(str(tmp_path / "new") in wav for wav in silences)
+    assert all(map(os.path.isfile, silences))
 
 
 def test_listed_words_without_a_folder_are_left_out(corpus, tmp_path, caplog):

@@ -14,7 +14,7 @@ import sentencepiece
 import torch
 from speechbrain.inference.ASR import EncoderDecoderASR
 
-from speechbrain_summarymixing.data.tokens import load_tokenizer
+from speechbrain_summarymixing.data.tokens import load_tokenizer, unspellable
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.language_model import load_language_model
 from speechbrain_summarymixing.tasks import language_model
@@ -252,4 +252,18 @@ def test_text_that_is_none_is_named(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="no sentence"):
         language_model.write_sentences(tmp_path / "a.txt", [], [str(tmp_path / "empty.txt")])
+    (tmp_path / "damaged.txt.gz").write_bytes(gzip.compress(b"A" * 999)[:10] + b"\xff" * 60)
+    with pytest.raises(UserError, match="damaged.txt.gz: cannot be read as UTF-8 text"):
+        language_model.write_sentences(tmp_path / "a.txt", [], [str(tmp_path / "damaged.txt.gz")])
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_lines_that_have_no_tokens_are_left_out_and_told(tmp_path, caplog):
+    text, spell = tmp_path / "text.txt", unspellable(["AB C"])
+    text.write_text("AB\nab\n\nC\n")
+    language_model.write_sentences(tmp_path / "a.txt", ["A"], [str(text)], spell)
+    assert (tmp_path / "a.txt").read_text() == "A\nAB\nC\n"
+    assert "1 lines cannot be written in the tokens (line 2 has characters not in" in caplog.text
+    text.write_text("ab\nba\n")
+    with pytest.raises(UserError, match="2 lines cannot be written .*: a b.*in capitals or not"):
+        language_model.write_sentences(tmp_path / "b.txt", ["A"], [str(text)], spell)

@@ -20,7 +20,7 @@ from tiny import SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speechbrain_summarymixing import cli
-from speechbrain_summarymixing.corpora.manifest import read_manifest
+from speechbrain_summarymixing.corpora.manifest import Utterance, read_manifest
 from speechbrain_summarymixing.data.masking import MaskedBatches
 from speechbrain_summarymixing.lobes.asr import SummaryMixingASR
 from speechbrain_summarymixing.lobes.frontend import MaskedConvolutionFrontEnd
@@ -30,6 +30,7 @@ from speechbrain_summarymixing.tasks.pretraining import Pretraining
 from speechbrain_summarymixing.tasks.recognition import ASR
 from speechbrain_summarymixing.tasks.transfer import ENCODER
 from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.config import load_hyperparams
 
 YAML = "hparams/sumformer_bestrq.yaml"
 OPTIONS = {"codes": 32, "code_dim": 4, "number_of_epochs": 2}
@@ -308,13 +309,24 @@ def test_a_resumed_codebook_is_that_of_the_checkpoint(trained, arguments, untold
     "options, message",
     [
         ({"mask_length": 6}, "--mask_length is 6, but must be a multiple of 4"),
-        ({"mask_prob": 1.5}, "--mask_prob is 1.5, but must be 1 at most"),
+        ({"mask_prob": 1.5}, "--mask_prob is 1.5 and --mask_length 4, which would mask 600%"),
+        ({"mask_length": 8}, "--mask_length 8, which would mask 120%.*product must be below 1"),
         ({"codes": 0}, "--codes is 0, but must be above 0"),
     ],
 )
 def test_what_cannot_be_is_told(options, message, arguments, tmp_path):
     with pytest.raises(SystemExit, match=message):
         experiment.run(arguments(tmp_path / "out", **options), Pretraining)
+
+
+def test_augmentation_of_waveforms_is_of_the_epoch_as_masks_are(arguments, tmp_path):
+    hparams = load_hyperparams(YAML, {"output_folder": str(tmp_path), "train_csv": "a.csv"})
+    hparams["wav_augment"] = torch.nn.Identity()
+    brain = Pretraining(modules=hparams["modules"], hparams=hparams)
+    row = Utterance("a", 1.0, "a.wav", "", "")
+    dataset, options = brain.train_loading({"train": [row]})
+    brain.augmentation.epoch.fill_(7)
+    assert options["collate_fn"].epoch == dataset.reading["augment"].epoch == 7
 
 
 def test_recognition_still_wants_transcripts(command, untold, tmp_path):

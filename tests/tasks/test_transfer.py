@@ -5,10 +5,13 @@ import signal
 
 import pytest
 import torch
+from tiny import ROOT
 
+from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.tasks.recognition import ASR
-from speechbrain_summarymixing.tasks.transfer import ENCODER
+from speechbrain_summarymixing.tasks.transfer import ENCODER, WEIGHTLESS, load_encoder
 from speechbrain_summarymixing.training import experiment
+from speechbrain_summarymixing.training.config import load_hyperparams, value_of
 
 SMALLEST = {
     "yaml": "hparams/contextnet.yaml",  # it has batch normalisation
@@ -63,3 +66,28 @@ def test_an_encoder_is_held_for_its_steps_and_a_run_that_was_stopped_equals_the_
 def test_no_encoder_to_hold_is_told(command, tmp_path):
     with pytest.raises(SystemExit, match="--freeze_encoder_steps is 3, but no encoder is trained"):
         experiment.run(command(tmp_path / "out", freeze_encoder_steps=3), ASR)
+
+
+@pytest.mark.parametrize(
+    "option, other",
+    [
+        ("sample_rate", 8000),
+        ("frequency_padding", "reflect"),
+        ("encoder_module", "conformer"),
+        ("positional_encoding", None),
+    ],
+)
+def test_an_encoder_of_the_same_weights_and_other_settings_is_refused(option, other, tmp_path):
+    options = {"vocab_size": 80, "output_folder": str(tmp_path)}
+    system, model = ROOT / "hparams/sumformer.yaml", ROOT / "examples/sumformer-mini"
+    load_encoder(load_hyperparams(system, options), model)
+    hparams = load_hyperparams(system, {**options, option: other})
+    with pytest.raises(UserError, match=f"other settings.*\n.*--{option} .*, but here {other}"):
+        load_encoder(hparams, model)
+
+
+def test_pretraining_of_the_papers_size_hears_as_its_recognisers_do():
+    folders = "self-supervised-learning/BEST-RQ/hparams", "ASR/transformer/hparams"
+    files = [ROOT / "recipes/LibriSpeech" / folder / "sumformer.yaml" for folder in folders]
+    own, theirs = ({key: value_of(file, key) for key in WEIGHTLESS} for file in files)
+    assert own == theirs

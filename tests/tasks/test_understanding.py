@@ -289,7 +289,7 @@ def test_slurps_systems_take_librispeechs_encoders(system, options, tmp_path):
     (tmp_path / "hyperparams.yaml").write_text(text)
     options |= {key: theirs[key] for key in SHAPE if key in theirs}
     ours = load_hyperparams(own / f"{system}.yaml", {**options, "seed": 1})
-    load_encoder(ours["model"], ours["normalize"], ours["compute_features"], tmp_path)
+    load_encoder(ours, tmp_path)
     encoders = [hparams["transformer"].encoder.state_dict() for hparams in (theirs, ours)]
     assert encoders[0].keys() == encoders[1].keys()
     assert all(value.equal(encoders[1][key]) for key, value in encoders[0].items())
