@@ -12,8 +12,11 @@ import onnxruntime
 import soundfile
 
 
-def features(samples, rate=16000):
-    """Returns Kaldi's log-mel filterbank (frames, 80) of samples in [-1, 1]."""
+def features(file, rate=16000):
+    """Returns Kaldi's log-mel filterbank (frames, 80) of an audio file, of its channels' mean."""
+    samples, own = soundfile.read(file, dtype="float32", always_2d=True)
+    if own != rate or len(samples) < rate // 100 or not numpy.isfinite(samples).all():
+        raise ValueError(f"has {own} Hz: must have {rate}, 10 ms or more, and finite samples")
     options = kaldi_native_fbank.FbankOptions()
     options.frame_opts.samp_freq = rate
     options.frame_opts.dither = 0.0
@@ -21,7 +24,7 @@ def features(samples, rate=16000):
     options.mel_opts.num_bins = 80
     options.mel_opts.low_freq, options.mel_opts.high_freq = 20.0, -400.0
     fbank = kaldi_native_fbank.OnlineFbank(options)
-    fbank.accept_waveform(rate, samples.tolist())
+    fbank.accept_waveform(rate, samples.mean(1).tolist())
     fbank.input_finished()
     return numpy.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
 
@@ -35,21 +38,21 @@ def words(log_probs, tokens):
 
 
 def main(folder, *files):
-    """Prints the words of each file."""
+    """Prints the words of each file; returns 1 where one cannot be read."""
     lines = Path(folder, "tokens.txt").read_text(encoding="utf-8").splitlines()
     tokens = [line.rsplit(" ", 1)[0] for line in lines]
     session = onnxruntime.InferenceSession(str(Path(folder, "model.onnx")))
+    failed = 0
     for file in files:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        if rate != 16000:
-            sys.exit(f"{file}: has {rate} Hz, but must have 16000: resample it")
-        x = features(samples.mean(1))[None]
-        lengths = numpy.array([x.shape[1]])
-        log_probs, _ = session.run(None, {"x": x, "x_lens": lengths})
+        try:
+            x = features(file)[None]
+        except (soundfile.LibsndfileError, ValueError) as error:
+            failed = print(f"error: {file}: {error}", file=sys.stderr) or 1
+            continue
+        log_probs, _ = session.run(None, {"x": x, "x_lens": numpy.array([x.shape[1]])})
         print(words(log_probs[0], tokens))
+    return failed
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) > 2 else __doc__)

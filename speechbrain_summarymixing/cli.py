@@ -45,7 +45,8 @@ def main(argv=None):
             stream.reconfigure(errors="backslashreplace")
     try:
         status = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by ">&-"
+            sys.stdout.flush()
         return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,7 +58,14 @@ def main(argv=None):
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            if error.filename is None:
+                raise
+            print(
+                f"error: {error.filename}: cannot be used ({error.strerror}): give another, or "
+                "mend its permissions",
+                file=sys.stderr,
+            )
+            return 1
         print(f"error: no space left to write the output ({error.strerror})", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -121,6 +121,8 @@ def _ends_in_last_page(content):
 def _check_file(source, path):
     try:
         mode = os.stat(source).st_mode
+        if stat.S_ISREG(mode):
+            open(source, "rb").close()  # whether it may be read
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file: give the path of an audio file") from error
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from speechbrain.utils.distributed import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_summarymixing.errors import UserError
+from speechbrain_summarymixing.errors import UserError, reason_of
 
 
 def join_processes(run_opts):
@@ -63,6 +63,20 @@ def check_device(device):
             f"--device is {device}, but torch finds no GPU: leave it out, which takes a GPU where "
             "there is one, or install a torch and a driver for it"
         )
+    index = torch.device(device).index
+    if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
+        raise UserError(
+            f"--device is {device}, but torch finds {torch.cuda.device_count()} GPUs: give one "
+            f"below cuda:{torch.cuda.device_count()}"
+        )
+    if kind not in ("cuda", "cpu"):
+        try:
+            torch.empty(1, device=device).cpu()
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"--device is {device}, which torch cannot use here ({reason_of(error)}): give "
+                "cpu, or leave it out"
+            ) from error
 
 
 def number_of_processes():

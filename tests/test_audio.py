@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 
@@ -7,7 +8,7 @@ import soundfile
 import torch
 import torchaudio
 
-from speechbrain_summarymixing import audio
+from speechbrain_summarymixing import audio, opening
 from speechbrain_summarymixing.audio import (
     AudioInfo,
     audio_info,
@@ -212,6 +213,19 @@ def test_bad_files_are_named(tmp_path, kind, message):
     with pytest.raises(UserError, match=message) as error:
         read_audio(path)
     assert str(path) in str(error.value)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """As root no file is such a one."""
+    path = tmp_path / "mine.wav"
+    soundfile.write(path, numpy.zeros(1600), 16000)
+
+    def refused(file, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+
+    monkeypatch.setattr(opening, "open", refused, raising=False)
+    with pytest.raises(UserError, match="mine.wav: cannot be read .Permission denied.: give"):
+        read_audio(path)
 
 
 @pytest.mark.parametrize("rate", [15999, 44101, 22050, 8000, 383_999, 2 * 10**9, 2_080_011_111])

@@ -113,10 +113,11 @@ def tail_bound(rows, weights, values, neighbours):
     Returns
     -------
     torch.Tensor
-        (..., T).
+        (..., T); infinity where the row has a tail, and the mean no weight to spread it by.
     """
     tail, of_tail, of_mean = _tails(rows, weights, neighbours)
-    return tail * spread_bound(of_tail, of_mean, values)
+    bound = tail * spread_bound(of_tail, of_mean, values)
+    return bound.masked_fill((tail > 0) & (of_mean.sum(-1) == 0), math.inf)
 
 
 def tail_errors(rows, weights, values, neighbours):

@@ -77,7 +77,7 @@ def _evaluate(arguments):
         language=arguments.language,
         device=arguments.device,
         trust=arguments.trust,
-        chunk_ms=chunk_ms or CHUNK_MS if arguments.stream else None,
+        chunk_ms=CHUNK_MS if arguments.stream and chunk_ms is None else chunk_ms,
         alignments=arguments.alignments,
         as_json=arguments.json,
         progress=not arguments.no_progress,

@@ -26,7 +26,8 @@ def paired_difference(system, baseline, *, resamples=2000, seed=0):
     """Difference of the mean error rates of two systems, with its 95% interval.
 
     The bootstrap is paired and hierarchical: each resample draws seeds and utterances with
-    replacement, the same for both systems.
+    replacement, the same for both systems. Of few seeds it knows too little: where they alone
+    decide, the interval over 3 holds the truth in about 73 of 100 cases; see `seeds_interval`.
 
     Arguments
     ---------
@@ -71,6 +72,35 @@ def paired_difference(system, baseline, *, resamples=2000, seed=0):
         differences.append(difference(*drawn))
     interval = [float(x) for x in numpy.percentile(differences, (2.5, 97.5))]
     return difference(numpy.ones(seeds), numpy.ones(utterances)), interval
+
+
+def seeds_interval(system, baseline):
+    """The 95% interval of the difference of two systems by the spread over seeds, of Student's t.
+
+    Arguments
+    ---------
+    system, baseline : tuple of array
+        As in `paired_difference`, of S seeds.
+
+    Returns
+    -------
+    list of float or None
+        In points; None of one seed.
+
+    Example
+    -------
+    >>> totals, none = numpy.full((3, 2), 50), numpy.zeros((3, 2))
+    >>> errors = numpy.array([[0, 1], [1, 1], [1, 2]])
+    >>> [round(bound, 2) for bound in seeds_interval((errors, totals), (none, totals))]
+    [-0.48, 4.48]
+    """
+    from scipy.stats import t
+
+    differences = error_rates(*system) - error_rates(*baseline)
+    if len(differences) < 2:
+        return None
+    half = t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+    return [float(differences.mean() - half), float(differences.mean() + half)]
 
 
 def steps_to_reach(losses, steps, level):

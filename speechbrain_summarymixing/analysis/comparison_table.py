@@ -10,6 +10,7 @@ import numpy
 from speechbrain_summarymixing.analysis.comparison import (
     error_rates,
     paired_difference,
+    seeds_interval,
     steps_ratios,
 )
 from speechbrain_summarymixing.errors import UserError
@@ -18,7 +19,7 @@ from speechbrain_summarymixing.training import curves
 
 HEADER = (
     *("corpus", "test set", "system", "encoder parameters", "seeds", "errors, %", "min to max"),
-    *("difference", "95% interval", "steps ratio, max (mean)"),
+    *("difference", "95% interval", "by seeds alone", "steps ratio, max (mean)"),
 )
 CURVE = ("steps", "valid_loss")  # columns of history.csv
 
@@ -144,8 +145,9 @@ def compare_runs(runs, folder, baseline):
     list of dict
         With corpus, set, system, file, settings, encoder_parameters, seeds, and of the error rates
         of the seeds, in percent: mean, min, max and std (None of one seed). Of all but the
-        baseline, over the seeds that both have: difference and difference_95, in points, and
-        steps_ratio (see `_ratios`); else None.
+        baseline, over the seeds that both have: difference, difference_95 and
+        difference_seeds_95 (see `seeds_interval`), in points, and steps_ratio (see `_ratios`);
+        else None.
 
     Raises
     ------
@@ -210,6 +212,7 @@ def _summary(counts, system):
         "std": float(rates.std(ddof=1)) if len(rates) > 1 else None,
         "difference": None,
         "difference_95": None,
+        "difference_seeds_95": None,
         "steps_ratio": None,
     }
 
@@ -225,7 +228,11 @@ def _differences(counts, system, baseline):
         return {}
     ours, theirs = (_stacked(counts[name, seed] for seed in seeds) for name in (system, baseline))
     difference, interval = paired_difference(ours, theirs)
-    return {"difference": difference, "difference_95": interval}
+    return {
+        "difference": difference,
+        "difference_95": interval,
+        "difference_seeds_95": seeds_interval(ours, theirs),
+    }
 
 
 def _ratios(runs, folder, system, baseline):
@@ -267,14 +274,16 @@ def table_of(comparison, baseline):
 
 
 def _cells(row, baseline):
-    difference, interval = row["difference"], row["difference_95"]
-    ratio = row["steps_ratio"]
+    difference, ratio = row["difference"], row["steps_ratio"]
     if row["system"] == baseline:
-        compared = ["baseline", "", ""]
+        compared = ["baseline", "", "", ""]
     else:
         compared = [
             "" if difference is None else f"{difference:+.2f}",
-            "" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
+            *(
+                "" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+                for interval in (row["difference_95"], row["difference_seeds_95"])
+            ),
             "" if ratio is None else f"{ratio['max']:.2f} ({ratio['mean']:.2f})",
         ]
     return [

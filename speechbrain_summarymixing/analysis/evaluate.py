@@ -1,5 +1,6 @@
 """How many errors a trained recogniser makes where the words are known, and how fast it is."""
 
+import io
 import json
 import math
 import sys
@@ -18,8 +19,8 @@ from speechbrain_summarymixing.audio import read_audio
 from speechbrain_summarymixing.corpora import kaldi, lhotse_cuts
 from speechbrain_summarymixing.corpora.manifest import Utterance, listed, read_manifest
 from speechbrain_summarymixing.corpora.text import normalize_text
-from speechbrain_summarymixing.errors import UserError
-from speechbrain_summarymixing.files import read_lines
+from speechbrain_summarymixing.errors import UserError, reason_of
+from speechbrain_summarymixing.files import read_lines, write_atomically
 from speechbrain_summarymixing.inference.streaming import StreamingModel
 from speechbrain_summarymixing.inference.transcribe import load_recognizer, transcribe
 from speechbrain_summarymixing.inference.transcripts import Transcript
@@ -84,13 +85,15 @@ def evaluate(
     twice = [key for key, count in Counter(u.ID for u in utterances).items() if count > 1]
     if twice:
         raise UserError(listed(f"{manifest}: {len(twice)} IDs occur more than once", twice))
+    unfit = {u.ID: "no transcript" for u in utterances if not _normalised(u.wrd, language).split()}
+    utterances = [u for u in utterances if u.ID not in unfit]
     sources = [source for source in (model, against) if source is not None]
     systems = [load_recognizer(source, device, trust=trust) for source in sources]
-    unfit = {u.ID: "no transcript" for u in utterances if not u.wrd.strip()}
-    utterances = [u for u in utterances if u.ID not in unfit]
+    # all options are known to fit before the first utterance is heard
+    heard = [_hearing(system, utterances, chunk_ms, options) for system in systems]
     said = []
-    for system in systems:
-        found, seconds = _heard(system, utterances, chunk_ms, progress, options)
+    for hearing in heard:
+        found, seconds = _heard(hearing, utterances, progress)
         unfit |= {key: one.error for key, one in found.items() if one.error is not None}
         said.append((found, seconds))
     fit = [u for u in utterances if u.ID not in unfit]
@@ -110,13 +113,23 @@ def evaluate(
     result = {"manifest": str(manifest), **results[0], "not_measured": unfit}
     if against is not None:
         result |= {"against": results[1], "difference": _difference(*(s for s, _ in measured))}
+    print(json.dumps(result, ensure_ascii=False) if as_json else _in_words(result), flush=True)
     if alignments is not None:
-        stats, (reference, recognised) = ErrorRateStats(), words[0]
-        stats.append(keys, recognised, reference)
-        with open(alignments, "w", encoding="utf-8") as file:
-            stats.write_stats(file)
-    print(json.dumps(result, ensure_ascii=False) if as_json else _in_words(result))
+        _write_alignments(alignments, keys, *words[0])
     return len(unfit)
+
+
+def _write_alignments(path, keys, reference, recognised):
+    stats, text = ErrorRateStats(), io.StringIO()
+    stats.append(keys, recognised, reference)
+    stats.write_stats(text)
+    try:
+        write_atomically(path, text.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"--alignments is {path}, which cannot be written ({reason_of(error)}): give another "
+            "file"
+        ) from error
 
 
 def read_reference(source, *, data_root=None):
@@ -180,19 +193,23 @@ def words_beside(path):
     return " ".join(" ".join(lines).split())
 
 
-def _heard(model, utterances, chunk_ms, progress, options):
-    """The `Transcript` of each ID, and the seconds that it took to have them."""
+def _hearing(model, utterances, chunk_ms, options):
+    """An iterator of the `Transcript` of each utterance."""
     if chunk_ms is None:
-        found = transcribe(model, utterances, **options)
-    else:
-        found = _streamed(StreamingModel(model, chunk_ms=chunk_ms, **options), utterances)
+        return transcribe(model, utterances, **options)
+    return _streamed(StreamingModel(model, chunk_ms=chunk_ms, **options), utterances)
+
+
+def _heard(hearing, utterances, progress):
+    """The `Transcript` of each ID, and the seconds that it took to have them."""
     start = time.perf_counter()
-    bar = tqdm(found, "recognising", len(utterances), unit="utt", disable=not progress or None)
+    bar = tqdm(hearing, "recognising", len(utterances), unit="utt", disable=not progress or None)
     found = {u.ID: transcript for u, transcript in zip(utterances, bar)}
     return found, time.perf_counter() - start
 
 
 def _streamed(model, utterances):
+    chunk = model.encoder.chunk_frames * model.encoder.frame_samples
     for u in utterances:
         try:
             samples = read_audio(u.wav, model.sample_rate, **u.part)
@@ -200,7 +217,8 @@ def _streamed(model, utterances):
             yield Transcript(u.wav, error=str(error))
             continue
         with model.open() as stream:
-            stream.put(samples)
+            for start in range(0, len(samples), chunk):
+                stream.accept(samples[start : start + chunk])
             stream.finish()
             yield Transcript(u.wav, len(samples) / model.sample_rate, text=stream.text)
 
@@ -208,9 +226,11 @@ def _streamed(model, utterances):
 def _words(utterances, found, language):
     """Words that were said, and those that were recognised, of each utterance."""
     texts = [u.wrd for u in utterances], [found[u.ID].text for u in utterances]
-    if language is not None:
-        texts = [[normalize_text(text, language)[0] for text in side] for side in texts]
-    return [[text.split() for text in side] for side in texts]
+    return [[_normalised(text, language).split() for text in side] for side in texts]
+
+
+def _normalised(text, language):
+    return text if language is None else normalize_text(text, language)[0]
 
 
 def _edits(keys, reference, said):

@@ -51,11 +51,11 @@ def has_speech(waveform, sample_rate=16000):
     Returns
     -------
     numpy.ndarray
-        (), or (B,), bool; True where it is too short to tell.
+        (), or (B,), bool; where it is too short to tell, whether it is more than silence.
     """
     waveform, frame = numpy.asarray(waveform), sample_rate // 20
     if waveform.shape[-1] < 2 * frame:
-        return numpy.ones(waveform.shape[:-1], bool)
+        return numpy.square(waveform).sum(-1) > SILENCE * waveform.shape[-1]
     frames = sliding_window_view(numpy.square(waveform), frame, -1)[..., :: frame // 2, :]
     power = frames.mean(-1) + SILENCE
     return power.max(-1) > STEADY * power.min(-1)

@@ -99,7 +99,7 @@ def add_formats(parser):
         "--output", metavar="FOLDER", help="write a file there for each audio file, by its name"
     )
     parser.add_argument(
-        "--nbest", type=int, default=1, metavar="N", help="hypotheses of each segment, in JSON"
+        "--nbest", type=int, metavar="N", help="hypotheses of each segment, in JSON"
     )
 
 
@@ -110,7 +110,7 @@ def check_formats(arguments):
     if arguments.json and chosen not in (None, "json"):
         raise UserError(f"--format is {chosen}, but --json is given too: give one of them")
     arguments.format = "json" if arguments.json else chosen or "text"
-    if given.get("nbest", 1) > 1 and arguments.format != "json":
+    if (given.get("nbest") or 1) > 1 and arguments.format != "json":
         raise UserError(
             f"--nbest is {arguments.nbest}, but --format {arguments.format} has room for one: give "
             "--format json"
@@ -128,6 +128,14 @@ def check_formats(arguments):
             f"--output is {arguments.output}, but {names[double[0]]} files are called {double[0]}: "
             "give each in a run of its own"
         )
+    for file in arguments.files if arguments.format == "text" else ():
+        words = Path(file).with_suffix(".txt")
+        if words.is_file() and words.parent.resolve() == Path(arguments.output).resolve():
+            raise UserError(
+                f"--output is {arguments.output}, which has {words.name} beside the audio, as are "
+                "the words that summarymixing evaluate compares with: give another folder, or "
+                "remove it"
+            )
     try:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
     except OSError as error:

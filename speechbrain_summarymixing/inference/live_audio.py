@@ -29,6 +29,8 @@ def standard_input():
     UserError
         If standard input is a terminal.
     """
+    if sys.stdin is None:
+        raise UserError("standard input is closed, but - is its sound: pipe it in")
     if sys.stdin.isatty():
         raise UserError(
             "standard input is a terminal, but - is sound: pipe it in, as by "

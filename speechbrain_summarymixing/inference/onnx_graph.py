@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+import numpy
+
 from speechbrain_summarymixing.errors import UserError, reason_of
 from speechbrain_summarymixing.files import read_lines
 from speechbrain_summarymixing.inference.provenance import CONFIG, check_sums
@@ -21,6 +23,7 @@ FEATURES = {
 }  # of sherpa-onnx
 HOP_SAMPLES = FEATURES["sample_rate"] // 100
 SUBSAMPLING = 4  # feature frames for one of the encoder; sherpa-onnx takes it for granted
+INT8 = ".int8.onnx"  # the end of a graph's name
 NO_MEMORY = "allocate memory|bad_alloc"
 AGAIN = "copy the folder again, or export the model anew"
 INSTALL = 'pip install "speechbrain-summarymixing[onnx]"'
@@ -36,7 +39,7 @@ def find_graph(source):
         there, as model.int8.onnx.
     """
     path = Path(source)
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and not path.is_dir():
         return path
     graphs = (path / f"{name}.onnx" for name in (CTC, ENCODER))
     return next((graph for graph in graphs if graph.is_file()), None)
@@ -101,6 +104,36 @@ class Graph:
             raise UserError(
                 f"{self.file}: cannot be computed ({reason_of(error)}): {AGAIN}"
             ) from error
+
+    def encode(self, x, frames):
+        """Returns what a graph of whole files makes of features, and how many frames of it.
+
+        Where its products are of 8-bit integers, whose scale is that of all that is computed at
+        once, it hears each utterance alone, so that no other has a part in its words.
+
+        Arguments
+        ---------
+        x : numpy.ndarray
+            (B, F, mels), float32.
+        frames : numpy.ndarray
+            (B,), of the F that are an utterance's own.
+
+        Returns
+        -------
+        tuple of numpy.ndarray
+            (B, T, V) and (B,).
+        """
+        if not self.file.name.endswith(INT8):
+            return tuple(Graph.__call__(self, x, frames)[:2])
+        rows = [
+            Graph.__call__(self, x[i : i + 1, :count], frames[i : i + 1])[:2]
+            for i, count in enumerate(frames)
+        ]
+        counts = numpy.concatenate([count for _, count in rows])
+        encoded = numpy.zeros((len(rows), counts.max(), rows[0][0].shape[2]), numpy.float32)
+        for place, (row, count) in zip(encoded, rows):
+            place[: count[0]] = row[0, : count[0]]
+        return encoded, counts
 
 
 class Tokens:

@@ -130,7 +130,7 @@ class OnnxGreedy:
         x = numpy.zeros((len(rows), frames.max(), FEATURES["n_mels"]), numpy.float32)
         for place, row in zip(x, rows):
             place[: len(row)] = row
-        log_probs, counts, *_ = self._graph(x, frames)  # (B, T, V), (B,)
+        log_probs, counts = self._graph.encode(x, frames)  # (B, T, V), (B,)
         return [[best(row[:count])] for row, count in zip(log_probs, counts)]
 
 

@@ -136,7 +136,8 @@ class OfflineEncoder(nn.Module):
     def forward(self, wavs, lengths):
         """Returns (B, T, V) of waveforms (B, samples) and relative lengths (B,)."""
         x = self.features(wavs, lengths)
-        return self._graph(x, (lengths * x.size(1)).round().long())[0]
+        frames = (lengths * x.size(1)).round().long()
+        return torch.from_numpy(self._graph.encode(x.numpy(), frames.numpy())[0])
 
 
 class StreamingEncoder(nn.Module):

@@ -100,7 +100,7 @@ class SpeechServer:
         options = {"compression": None, "max_size": MESSAGE_BYTES, "max_queue": 2}
         try:
             server = await serve(self._answer, host, port, process_request=door, **options)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise UserError(
                 f"--host is {host} and --port {port}, which cannot be used ({error}): give an "
                 "address of this machine and a port that no other program has; 0 finds one"

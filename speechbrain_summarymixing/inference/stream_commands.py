@@ -24,6 +24,7 @@ OF_WHOLE_FILES = (
     "segments",
     "format",
     "output",
+    "nbest",
 )
 
 

@@ -245,9 +245,10 @@ class SampleWindows:
         """Yields the whole chunks that are there: a window (samples,) and its frames C."""
         chunk = self.chunk_frames * self.frame_samples
         while self._mirrored and self._kept >= self.before + chunk + self.after:
-            kept = torch.cat(self._pieces)
+            kept = torch.cat(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
             self._pieces, self._kept = [kept[chunk:]], self._kept - chunk
-            yield kept[: self.before + chunk + self.after], self.chunk_frames
+            # a copy, which holds no more than itself in memory
+            yield kept[: self.before + chunk + self.after].clone(), self.chunk_frames
 
     def finish(self):
         """Yields what is left, as `ready`: the last chunk may have fewer frames. It begins anew."""

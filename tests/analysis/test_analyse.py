@@ -3,6 +3,8 @@
 import csv
 import shutil
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -14,10 +16,12 @@ from torch import nn
 from speechbrain_summarymixing import cli
 from speechbrain_summarymixing.analysis import analyse as module
 from speechbrain_summarymixing.analysis import analysis_page
-from speechbrain_summarymixing.analysis.analyse import _changes, _spread, _utterances
+from speechbrain_summarymixing.analysis.analyse import UNCHANGED, _changes, _spread, _utterances
 from speechbrain_summarymixing.analysis.attention_rows import MEANS, AttentionRows
+from speechbrain_summarymixing.analysis.probe import Change
 from speechbrain_summarymixing.analysis.subjects import load_subject
 from speechbrain_summarymixing.audio import read_audio
+from speechbrain_summarymixing.corpora.manifest import Utterance
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.inference.transcribe import load_model, transcribe
 
@@ -101,16 +105,39 @@ def test_the_example_and_its_clip(tmp_path, capsys, monkeypatch):
     whole = {row["change"]: row for row in replaced if row["layer"] == ""}
     assert float(whole["no neighbours"]["output"]) > float(whole["no summaries"]["output"]) > 0
     assert all(float(r["low"]) <= float(r["WER_difference"]) <= float(r["high"]) for r in replaced)
-    page = (out / "README.md").read_text()
-    model = load_model(EXAMPLE, "cpu")
-    (said,) = transcribe(model, [clip], decoder="greedy")
+    (said,) = transcribe(load_model(EXAMPLE, "cpu"), [clip], decoder="greedy")
     wrong = sum(a != b for a, b in zip(said.text.split(), SAID["code"].split()))
+    own = 100 * wrong / len(SAID["code"].split())
+    for row in replaced:
+        difference = float(row["WER_difference"])
+        assert difference == pytest.approx(float(row["WER"]) - own, abs=0.02)
+    page = (out / "README.md").read_text()
     assert len(said.text.split()) == len(SAID["code"].split())
-    assert f"WER {100 * wrong / len(SAID['code'].split()):.2f}%" in page
+    assert f"WER {own:.2f}%" in page
     assert "summarymixing analyse" in page and "of 24 heads" in page
     for name in ("heads.png", "rows_01.png"):
         assert f"]({name})" in page and (out / name).read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_change_moves_and_costs(monkeypatch):
+    """An output of length 5 moves by 2.5; of four words one is wrong, and three with the change."""
+    change = Change("silence")
+    monkeypatch.setattr(module, "_changes", lambda _: [UNCHANGED, change])
+    probe = SimpleNamespace(parts=[SimpleNamespace(heads=1)], changing=lambda _: nullcontext())
+    subject = SimpleNamespace(
+        encode=lambda *_: torch.tensor([[[3.0, 4.0]], [[3.0, 6.5]]]),
+        words=lambda _: ["a b c x", "a x x x"],
+        has_words=True,
+        sample_rate=16000,
+    )
+    heard, said = {"bus": (1.0, 1)}, [Utterance("bus", 1.0, str(FILES[0]), "", "a b c d")]
+    changes, moved, stats = module._changed(subject, probe, said, heard, False)
+    assert moved == pytest.approx([0.0, 0.5])
+    analysis = module._together("model", [], heard, changes, moved, stats)
+    (row,) = analysis.replaced
+    assert (analysis.WER, row["WER"], row["WER_difference"]) == (25.0, 75.0, 50.0)
+    assert (row["low"], row["high"]) == (50.0, 50.0)
 
 
 def test_attention_of_a_recogniser_of_speechbrain(speechbrain_folder, tmp_path, capsys):

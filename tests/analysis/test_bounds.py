@@ -92,6 +92,40 @@ def test_bounds_are_reached():
     assert spread_bound(rows, weights, values).item() == pytest.approx(4.0)
 
 
+def test_bounds_are_their_formulas():
+    """By another way of computing each: none is looser than the proposition has it."""
+    rows, weights, values = random_case(1)
+    row, mean = rows.flatten(0, -3)[0][0], weights.flatten(0, -3)[0][0]  # (T,)
+    value = values.flatten(0, -3)[0]  # (T, E)
+    diameter = max(float((a - b).square().sum().sqrt()) for a in value for b in value)
+    variation = float((row - mean).abs().sum()) / 2
+    missing = math.log(len(row)) + float((row * row.log()).sum())
+    centred = value - mean @ value
+    covariance = sum(m * torch.outer(c, c) for m, c in zip(mean, centred))
+    chi = float(((row - mean).square() / mean).sum())
+    found = [
+        bound.flatten(0, -2)[0][0].item()
+        for bound in (
+            spread_bound(rows, weights, values),
+            entropy_bound(rows, values),
+            covariance_bound(rows, weights, values),
+        )
+    ]
+    largest = float(torch.linalg.eigvalsh(covariance)[-1])
+    assert found == pytest.approx(
+        [variation * diameter, math.sqrt(missing / 2) * diameter, math.sqrt(chi * largest)]
+    )
+
+
+def test_a_tail_without_a_mean_has_no_bound():
+    rows = torch.full((4, 4), 0.25, dtype=torch.float64)
+    weights = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    bound = tail_bound(rows, weights, torch.full((4, 1), 5.0, dtype=torch.float64), 0)
+    assert bound[0] == math.inf and bound[1:].isfinite().all()
+    whole = tail_bound(rows, weights, torch.full((4, 1), 5.0, dtype=torch.float64), 3)
+    assert whole.tolist() == [0.0] * 4  # all are neighbours
+
+
 def test_in_float32_values_far_from_zero_have_their_distances():
     draw = torch.Generator().manual_seed(0)
     rows, values = torch.eye(60)[None], 1000 + 0.02 * torch.rand(1, 60, 8, generator=draw)

@@ -1,8 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.analysis import cell_cost as cell_costs
 from speechbrain_summarymixing.analysis.cell_cost import (
     COLUMNS,
     FORMS,
@@ -29,6 +32,17 @@ def test_products_are_those_of_the_cell(nhead, dims):
         whole = flops(lambda: cell(x))
     of_the_mean = 2 * 2 * dims[-1] * 16  # the summary's part of c: one product for each utterance
     assert flops(bare_products(cell, x)) == whole - of_the_mean
+
+
+@pytest.mark.parametrize(
+    "form, train, over_ms", [("plain", False, 2.0), ("plain", True, 6.0), ("causal", True, 2.0)]
+)
+def test_a_ratio_is_over_three_products_in_training(form, train, over_ms, monkeypatch):
+    times = itertools.cycle([0.012, 0.002])  # of the cell, and of what it is over
+    monkeypatch.setattr(cell_costs, "seconds_of", lambda *_: next(times))
+    row = cell_cost(form=form, nhead=2, frames=20, d_model=16, train=train, repetitions=3)
+    assert (row["cell_ms"], row["over_ms"]) == (pytest.approx(12.0), pytest.approx(over_ms))
+    assert row["ratio"] == pytest.approx(12.0 / over_ms)
 
 
 @pytest.mark.parametrize("train", [False, True])

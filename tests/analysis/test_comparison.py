@@ -8,6 +8,7 @@ import pytest
 from speechbrain_summarymixing.analysis.comparison import (
     error_rates,
     paired_difference,
+    seeds_interval,
     steps_ratios,
     steps_to_reach,
 )
@@ -52,6 +53,17 @@ def test_the_interval_is_that_of_all_resamples():
     assert interval == pytest.approx(numpy.percentile(differences, (2.5, 97.5)), abs=0.5)
     rates = [100 * errors.sum(1) / totals.sum(1) for errors in (ours, theirs)]
     assert difference == pytest.approx(rates[0].mean() - rates[1].mean())
+
+
+def test_the_interval_over_seeds_is_students():
+    """Of the differences 0, 1 and 5 points; t of 2 degrees of freedom is 4.3027."""
+    totals = numpy.full((3, 4), 25)
+    theirs = numpy.array([[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]])
+    ours = theirs + numpy.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 3, 0]])
+    half = 4.3027 * 7**0.5 / 3**0.5
+    expected = pytest.approx([2 - half, 2 + half], abs=1e-3)
+    assert seeds_interval((ours, totals), (theirs, totals)) == expected
+    assert seeds_interval((ours[:1], totals[:1]), (theirs[:1], totals[:1])) is None
 
 
 def test_a_pair_is_resampled_together():

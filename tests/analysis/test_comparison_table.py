@@ -54,6 +54,19 @@ def compared(tmp_path, monkeypatch):
     return run
 
 
+def test_differences_and_ratios_are_the_systems_less_and_over_the_baselines(compared):
+    """Of four words a has two wrong, and b one; a comes to b's loss of 1.0 in twice the steps."""
+    slower = "epoch,steps,valid_loss,valid_error\n1,10,3.0,50\n2,20,2.0,40\n3,40,1.0,40\n"
+    compared({"errors_test.csv": "ID,errors,total\none,1,1\ntwo,1,3\n", "history.csv": slower})
+    rows = json.loads(Path("out/comparison.json").read_text())["comparison"]
+    row, baseline = sorted(rows, key=lambda row: row["system"])
+    assert (row["system"], row["mean"], baseline["mean"]) == ("a", 50.0, 25.0)
+    assert row["difference"] == 25.0 and baseline["difference"] is None
+    assert row["difference_seeds_95"] is None  # one seed
+    assert (row["steps_ratio"]["max"], row["steps_ratio"]["mean"]) == (2.0, 2.0)
+    assert "| +25.00 |" in Path("out/table.md").read_text()
+
+
 def without(key):
     return json.dumps({name: value for name, value in RESULTS.items() if name != key})
 

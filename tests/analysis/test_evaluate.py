@@ -12,6 +12,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from tiny import EXAMPLE, FILES, SAID, write_csv
 
 from speechbrain_summarymixing import cli
+from speechbrain_summarymixing.analysis import evaluate as module
 from speechbrain_summarymixing.analysis.evaluate import measure
 
 
@@ -91,6 +92,38 @@ def test_a_text_that_is_no_utf8_is_told(capsys, tmp_path):
     (tmp_path / "bus.txt").write_bytes(b"CAF\xc9\n")
     status, _, err = evaluate(capsys, tmp_path)
     assert status == 1 and "bus.txt: cannot read this file (it is not UTF-8 text)" in err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--language", "English"], "language is 'English'"),
+        (["--stream", "--chunk-ms", "0"], "chunk_ms is 0"),
+        (["--stream", "--chunk-ms", "100"], "chunk_ms is 100"),
+        (["--segments", "vad", "--against", "nowhere"], "nowhere"),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_anything_is_heard(
+    capsys, tmp_path, monkeypatch, options, message
+):
+    write_csv(tmp_path / "set.csv", rows())
+    monkeypatch.setattr(module, "_heard", lambda *_: pytest.fail("something was heard"))
+    status, out, err = evaluate(capsys, tmp_path / "set.csv", *options)
+    assert (status, out) == (1, "") and message in err
+
+
+def test_alignments_that_cannot_be_written_lose_no_result(capsys, tmp_path):
+    write_csv(tmp_path / "set.csv", rows()[:1])
+    status, out, err = evaluate(capsys, tmp_path / "set.csv", "--alignments", tmp_path)
+    assert status == 1 and "WER" in out
+    assert f"--alignments is {tmp_path}, which cannot be written" in err
+
+
+def test_a_transcript_without_a_word_is_none(capsys, tmp_path):
+    write_csv(tmp_path / "set.csv", [*rows()[:1], {**rows()[1], "wrd": "?!"}])
+    status, out, err = evaluate(capsys, tmp_path / "set.csv", "--language", "en", "--json")
+    assert status == 1 and json.loads(out)["not_measured"] == {"code": "no transcript"}
+    assert "nan" not in out.lower() and "Warning" not in err
 
 
 def test_a_part_of_a_file_is_heard_alone(capsys, tmp_path):

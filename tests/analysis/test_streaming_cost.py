@@ -296,6 +296,31 @@ def test_latency_is_a_row_for_each_model(run):
     assert float(row["waiting_ms"]) < 1000 and float(row["computing_ms"]) > 0
 
 
+def test_latency_is_what_was_waited_and_computed(monkeypatch):
+    """Words that end at 1 and 2 s, told when 1.5 and 2.7 s were heard, in 0.1 and 0.3 s."""
+    ends, told = [("a", 1.0), ("b", 2.0)], [("a", 1.5, 0.1), ("x", 2.0, 9.0), ("b", 2.7, 0.3)]
+    monkeypatch.setattr(streaming_words, "word_ends", lambda *_: ends)
+    monkeypatch.setattr(streaming_words, "told_words", lambda *_: told)
+    model = load_model(EXAMPLE, "cpu")
+    row = streaming_words.latency("x", model, model, FILES[:1], chunk_ms=640)
+    assert (row["words"], row["told"]) == (2, 2)
+    assert row["waiting_ms"] == pytest.approx(600) and row["computing_ms"] == pytest.approx(200)
+    assert row["mean_ms"] == row["median_ms"] == pytest.approx(800)  # 600 and 1000
+    assert row["p90_ms"] == pytest.approx(960)
+
+
+def test_a_round_is_in_time_within_a_chunk(monkeypatch):
+    costs = iter([(9.0, 9.0), (0.1, 0.05), (0.32, 0.2), (0.5, 0.3), (0.2, 0.1)])
+    monkeypatch.setattr(
+        streaming_words, "wall_and_cpu_seconds_of", lambda advance, _: (advance(), next(costs))[1]
+    )
+    model = load_model(EXAMPLE, "cpu")
+    (row,) = streaming_words.throughput("x", model, chunk_ms=320, streams=[2], rounds=4)
+    assert row["in_time"] == 0.75 and row["median_ms"] == pytest.approx(260)
+    assert row["real_time_factor"] == pytest.approx(260 / 320)
+    assert row["for_each"] == pytest.approx(260 / 640)
+
+
 def test_many_streams_are_a_row_for_each_number(run):
     status, out, _ = run("--streams", 1, 3, "--repetitions", 2, "--audio", FILES[0])
     rows = rows_of(out)

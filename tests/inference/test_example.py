@@ -124,6 +124,16 @@ def test_a_bad_file_gets_its_error_and_the_others_their_text(capsys, tmp_path):
     assert len(errors) == 2 and "bad.wav" in errors[0] and "none.wav" in errors[1]
 
 
+def test_words_beside_the_audio_are_not_written_over(capsys, tmp_path):
+    audio, words = shutil.copy(FILES[1], tmp_path / "code.flac"), tmp_path / "code.txt"
+    words.write_text("as it is")
+    command = ["transcribe", "--device=cpu", str(EXAMPLE), str(audio), "--output", str(tmp_path)]
+    assert cli.main(command) == 1
+    assert "which has code.txt beside the audio" in capsys.readouterr().err
+    assert words.read_text() == "as it is"
+    assert cli.main([*command, "--format", "srt"]) == 0 and (tmp_path / "code.srt").is_file()
+
+
 def test_names_that_are_no_utf8_or_hold_tabs_and_newlines_get_a_line_each(capsys, tmp_path):
     wav = Path(FILES[0])
     strange = [os.fsdecode(os.fsencode(tmp_path) + b"/\xff.flac"), str(tmp_path / "a\tb\nc.flac")]

@@ -282,3 +282,59 @@ def test_a_browser_sends_its_microphone_and_shows_the_words(chromium, tmp_path, 
         if SAID["bus"].removeprefix("BOOK").removesuffix("ON WEDNESDAY").strip() in found:
             return
     pytest.fail(f"never heard what was said: {found}")
+
+
+WATCHED = """
+    var stopped = 0, asked = false, allow = () => {};
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    const allowed = new Promise(resolve => { allow = resolve; });
+    navigator.mediaDevices.getUserMedia = async constraints => {
+      const stream = await ask(constraints);
+      for (const track of stream.getTracks()) {
+        const stop = track.stop.bind(track);
+        track.stop = () => { stopped++; stop(); };
+      }
+      asked = true;
+      await allowed;
+      return stream;
+    };
+    var socket;
+    WebSocket = class extends WebSocket {
+      constructor(...given) { super(...given); socket = this; }
+    };
+    document.getElementById("record").click();
+"""
+
+
+@pytest.mark.parametrize(
+    "failure, told",
+    [
+        (
+            "AudioWorklet.prototype.addModule = async () => { throw Error('no module'); }",
+            "no module",
+        ),
+        ("socket.close()", ""),  # while the browser asks
+    ],
+)
+def test_the_microphone_is_closed_where_it_cannot_be_heard(chromium, tmp_path, failure, told):
+    options = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    record, status = (
+        f"document.getElementById('{name}').textContent" for name in ("record", "status")
+    )
+
+    async def main():
+        async with serving(Echo()) as client:
+            url = f"http://127.0.0.1:{client.port}/"
+            async with tab(chromium, tmp_path / "profile", url, *options) as page:
+                await page.until("document.getElementById('record')?.onclick != null")
+                await page.value(WATCHED)
+                await page.until("asked")
+                await page.value(f"{failure}; null")
+                if "socket" in failure:
+                    await page.until("socket.readyState === 3")
+                await page.value("allow(), null")
+                await page.until("stopped === 1")
+                await page.until(f"{record} === 'Record'")
+                assert told in await page.value(status)
+
+    asyncio.run(asyncio.wait_for(main(), 60))

@@ -240,6 +240,7 @@ def test_no_microphone_is_told(run, monkeypatch, module, arguments, message):
         (["-"], "- is standard input, which is heard as a stream: give --stream too"),
         (["--stream", "x.wav", "--batch-seconds=3"], "--batch-seconds is one of whole files"),
         (["--stream", "x.wav", "--segment-seconds=3"], "--segment-seconds is one of whole files"),
+        (["--stream", "x.wav", "--nbest=2", "--json"], "--nbest is one of whole files"),
         (["--stream", "x.wav", "--microphone"], "--microphone is given, and so is x.wav"),
         (["--stream", "-", "x.wav"], "- is given beside other files"),
     ],
@@ -254,6 +255,12 @@ def test_no_file_is_a_usage_error(capsys, arguments):
     with pytest.raises(SystemExit):
         cli.main(["transcribe", str(EXAMPLE), *arguments])
     assert "the following arguments are required: file" in capsys.readouterr().err
+
+
+def test_closed_standard_input_is_told(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = run("-")
+    assert status == 1 and "standard input is closed, but - is its sound" in err
 
 
 def test_times_that_cannot_be_are_told_by_name(run):

@@ -225,6 +225,14 @@ def test_rows_of_a_state():
     assert put_rows(joined, torch.tensor([2]), smaller)[0][0].tolist() == [[1, 0], [2, 0], [8, 0]]
 
 
+def test_a_window_holds_no_more_than_itself_in_memory():
+    windows = SampleWindows(KaldiFbank(), 2)
+    windows.accept(torch.rand(160_000))
+    found = [window for window, _ in windows.ready()]
+    assert len(found) > 100
+    assert all(w.untyped_storage().nbytes() == 4 * w.numel() for w in found)
+
+
 def test_the_windows_of_no_samples():
     windows = SampleWindows(KaldiFbank(), 2)
     windows.accept(torch.zeros(0))

@@ -37,6 +37,12 @@ def test_interval_holds_the_rate_of_equal_utterances_and_is_ordered(counts):
         assert low == pytest.approx(high) == pytest.approx(word_error_rate(scores))
 
 
+def test_the_interval_holds_95_of_100():
+    """Of 400 words of which half are wrong: 1.96 standard errors of 2.5 points to each side."""
+    low, high = word_error_interval([score(str(i), i % 2, 1) for i in range(400)])
+    assert (low, high) == (pytest.approx(45.1, abs=0.5), pytest.approx(54.9, abs=0.5))
+
+
 def test_interval_narrows_with_the_number_of_utterances():
     few = word_error_interval([score(str(i), i % 2, 1) for i in range(20)])
     many = word_error_interval([score(str(i), i % 2, 1) for i in range(2000)])

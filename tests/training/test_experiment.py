@@ -237,6 +237,10 @@ def test_minutes_between_checkpoints_need_not_be_whole(train, monkeypatch):
 
 
 def test_a_device_that_is_none_is_named(command, tmp_path):
+    with pytest.raises(
+        SystemExit, match="--device is meta, which torch cannot use here .*give cpu"
+    ):
+        experiment.run([*command(tmp_path / "out"), "--device=meta"], ASR)
     with pytest.raises(SystemExit, match="--device is gpu, which torch does not know: give cpu"):
         experiment.run([*command(tmp_path / "out"), "--device=gpu"], ASR)
 
