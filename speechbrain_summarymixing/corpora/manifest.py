@@ -164,10 +164,7 @@ def _of_csv(file, path, data_root):
                 raise UserError(f"{where}: no value for {name}: add it")
         if "$data_root" in row["wav"]:
             if data_root is None:
-                raise UserError(
-                    f"{where}: wav has $data_root: say what it stands for, by --data_folder in "
-                    "training, else by --data-root"
-                )
+                raise UserError(f"{where}: wav has $data_root: give --data_folder or --data-root")
             row["wav"] = row["wav"].replace("$data_root", str(data_root))
         yield _utterance(where, row)
 
