@@ -129,11 +129,14 @@ def test_a_gpu_that_is_not_there_is_named(command, tmp_path):
 
 def test_each_process_takes_its_own_gpu(command, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(experiment, "infer_device", lambda: "cuda:1")  # by LOCAL_RANK
     for given, taken in (("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
         arguments = [a for a in command(tmp_path) if a != "--device=cpu"]
         _, run_opts = experiment.start([*arguments, f"--device={given}"])
         assert run_opts["device"] == taken
+    with pytest.raises(SystemExit, match="--device is cuda:2, but torch finds 2 GPUs: give one"):
+        experiment.run([*arguments, "--device=cuda:2"], ASR)
 
 
 def test_test_only_without_training_says_so(train):
