@@ -7,6 +7,7 @@ from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 from speechbrain_summarymixing.errors import UserError
 
 MINUTES = "ckpt_interval_minutes"  # of which SpeechBrain would take whole numbers alone
+PATHS = ("_folder", "_csv", "_text")  # ends of names of options that are never a number, nor a date
 MANY = {"jit_module_keys", "compile_module_keys"}  # take any number of values
 
 
@@ -76,7 +77,7 @@ def _check_count(key, values, most):
 
 
 def _value(key, text=""):
-    """What a text is as YAML; one that is not within quotes or brackets is as it stands."""
+    """What a text is as YAML; all but numbers, and what is quoted or in brackets, as it stands."""
     try:
         value = ruamel.yaml.YAML(typ="safe").load(text)
     except ruamel.yaml.error.YAMLError as error:
@@ -84,6 +85,7 @@ def _value(key, text=""):
             f"--{key} is {text!r}, which is no YAML ({' '.join(str(error).split())}): quote values "
             "with special characters, such as --speeds '[95, 100]'"
         ) from error
-    if isinstance(value, (str, dict)) and not text.lstrip().startswith(("'", '"', "{")):
-        return text  # with a colon or a # in it
-    return value
+    number = isinstance(value, (bool, int, float)) and not key.endswith(PATHS)
+    if value is None or number or text.lstrip().startswith(("'", '"', "{", "[")):
+        return value
+    return text  # perhaps with a colon or a # in it

@@ -3,6 +3,9 @@ import pytest
 from speechbrain_summarymixing.errors import UserError
 from speechbrain_summarymixing.training.options import parse_options
 
+DAY = {"output_folder": "2026-11-28", "day": "2026-11-28"}
+NUMBERS = {"output_folder": "7", "train_csv": "1.5", "lm_text": "true", "seed": 7}
+
 
 @pytest.mark.parametrize(
     "words, options",
@@ -13,6 +16,9 @@ from speechbrain_summarymixing.training.options import parse_options
         (["--words", "yes no", "--folder=/a #1: x"], {"words": "yes no", "folder": "/a #1: x"}),
         (["--lr", "-3", "--name", "'7'", "--none", "null"], {"lr": -3, "name": "7", "none": None}),
         (["--lr", "--width", "", "--map={a: 1}"], {"lr": None, "width": None, "map": {"a": 1}}),
+        (["--output_folder", "2026-11-28", "--day", "2026-11-28"], DAY),
+        (["--output_folder=7", "--train_csv=1.5", "--lm_text=true", "--seed=7"], NUMBERS),
+        (["--encoder_folder", "null"], {"encoder_folder": None}),
         (["--ckpt_interval_minutes", "0.5"], {"ckpt_interval_minutes": 0.5}),
     ],
 )
